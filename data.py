@@ -1,0 +1,279 @@
+"""Questions, prompts and grading.
+
+A question set is a list of `Question`. It comes from the toy world, from the built-in `facts`, from a JSONL file with
+`question` and `answers`, or from the Hugging Face hub through a descriptor of a few lines. `Prompt` turns a question
+into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
+"""
+
+import difflib
+import json
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its accepted answers, and the family (kind of task) that it belongs to.
+
+    group: questions of one group never straddle two splits. source: the name that it was loaded by. truth: the known
+    probability of each answer, in the toy world only.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    family: str
+    group: str = ""
+    source: str = ""
+    truth: dict[str, float] | None = field(default=None, hash=False)
+
+
+# ---- where questions come from ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """How to read one data set of the hub: its path and split, and a row -> (question, answers) function."""
+
+    path: str
+    config: str | None
+    split: str
+    read: Callable[[dict], tuple[str, list[str]]]
+
+
+HUB = {
+    "trivia_qa": HubSet("mandarjoshi/trivia_qa", "rc.nocontext", "train",
+                        lambda row: (row["question"], [row["answer"]["value"], *row["answer"]["aliases"]])),
+    "nq_open": HubSet("google-research-datasets/nq_open", None, "train",
+                      lambda row: (row["question"], row["answer"])),
+    "web_questions": HubSet("stanfordnlp/web_questions", None, "test", lambda row: (row["question"], row["answers"])),
+    "gsm8k": HubSet("openai/gsm8k", "main", "test",
+                    lambda row: (row["question"], [row["answer"].rsplit("####", 1)[-1].strip()])),
+    "sciq": HubSet("allenai/sciq", None, "test", lambda row: (row["question"], [row["correct_answer"]])),
+}  # fmt: skip
+
+
+def from_hub(name, rows=None):
+    """A data set of the hub by its short name -> questions. `rows` replaces the download (tests, local copies)."""
+    entry = HUB[name]
+    if rows is None:
+        import datasets  # a second of import time that only this path pays
+
+        rows = datasets.load_dataset(entry.path, entry.config, split=entry.split)
+    pairs = [entry.read(row) for row in rows]
+    return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in enumerate(pairs)]
+
+
+def read_jsonl(path):
+    """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+            raise ValueError(f"{where}: needs a non-empty string `question`")
+        found.append((where, row))
+    if not found:
+        raise ValueError(f"{path} holds no questions")
+    return found
+
+
+def from_jsonl(path):
+    """JSONL with `question` and `answers` (optional: `id`, `family`) -> questions.
+
+    Raises ValueError that names the file and the line.
+    """
+    stem, questions, seen = Path(path).stem, [], set()
+    for number, (where, row) in enumerate(read_jsonl(path), 1):
+        answers, identity = row.get("answers"), str(row.get("id", f"{stem}-{number}"))
+        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+            raise ValueError(f"{where}: needs `answers`, a non-empty list of non-empty strings")
+        if identity in seen:
+            raise ValueError(f"{where}: the id {identity!r} occurs twice")
+        seen.add(identity)
+        questions.append(Question(identity, row["question"].strip(), tuple(answers), str(row.get("family", stem))))
+    return questions
+
+
+def load(name):
+    """A comma-separated list of names -> questions. A name is `facts`, a hub set, a path, or `facts:FAMILY`.
+
+    Raises ValueError for an unknown name, with the nearest known one.
+    """
+    questions = []
+    for part in name.split(","):
+        base, _, family = part.partition(":")
+        if base == "facts":
+            found = [q for q in from_jsonl(FACTS) if family in ("", q.family)]
+            if not found:
+                raise ValueError(f"facts has no family {family!r}; it has {sorted({q.family for q in from_jsonl(FACTS)})}")
+        elif part in HUB:
+            found = from_hub(part)
+        elif Path(part).is_file():
+            found = from_jsonl(part)
+        else:
+            known = ["toy", "facts", *HUB]
+            near = difflib.get_close_matches(part, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a path to a JSONL file"
+            raise ValueError(f"no data set or file called {part!r}; {hint}")
+        questions += [replace(q, source=part) for q in found]
+    return questions
+
+
+def split(questions, sizes, seed):
+    """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}; groups stay together.
+
+    Every part has the sources in equal shares, as far as each goes. A size of None takes what is left. Raises
+    ValueError where there are too few questions.
+    """
+    groups = {}
+    for q in questions:
+        groups.setdefault(q.group or q.id, []).append(q)
+    order = list(groups)
+    np.random.default_rng(seed).shuffle(order)
+    turn = Counter()
+    turns = {}  # the how-manieth of its source a group is; sorting by it deals the sources out in turn
+    for name in order:
+        source = groups[name][0].source
+        turn[source] += 1
+        turns[name] = turn[source]
+    order, parts = iter(sorted(order, key=turns.get)), {}
+    for name, size in sizes.items():
+        part = parts[name] = []
+        while size is None or len(part) < size:
+            group = next(order, None)
+            if group is None:
+                break
+            part += groups[group]
+        if size is not None and len(part) < size or not part:
+            raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
+    return parts
+
+
+# ---- prompts ----------------------------------------------------------------------------------------------------
+
+# Question, answer, and a stated confidence. Some answers are wrong and are doubted, so that the format shows the
+# whole range; they come from kinds of questions that no built-in family asks.
+EXAMPLES = (
+    ("How many legs does a spider have?", "8", 97),
+    ("Who painted the Mona Lisa?", "Leonardo da Vinci", 95),
+    ("What is the tallest animal on land?", "Elephant", 15),
+    ("Which instrument has 88 keys?", "Piano", 90),
+    ("In which year did the Berlin Wall fall?", "1991", 40),
+)
+ASK = "Answer the question with a few words and nothing else."
+HOW_SURE = "How likely is it that your answer is right? Reply with one number in percent, like this: Confidence: 62%"
+THINK = "Think in one or two sentences whether your answer is right."
+LABEL = "Confidence:"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template)."""
+
+    lm: object
+    style: str
+    examples: tuple = EXAMPLES
+
+    def answer(self, question):
+        """The first turn: what comes next is the answer."""
+        if self.style == "chat":
+            turns = [(f"{ASK}\n\n{q}", a) for q, a, _ in self.examples]
+            return self._chat([*turns, (f"{ASK}\n\n{question}", None)])
+        shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a, _ in self.examples)
+        return self.lm.encode(f"{shots}Question: {question}\nAnswer:", special=True)
+
+    def confidence(self, question, answer, reason=False):
+        """The second turn, with the answer as frozen text: what comes next is a percentage, or the reasoning."""
+        if self.style == "chat":
+            turns = []
+            for q, a, c in self.examples:
+                turns += [(f"{ASK}\n\n{q}", a), (HOW_SURE, f"{LABEL} {c}%")]
+            turns.append((f"{ASK}\n\n{question}", answer))
+            last = f"{THINK} {HOW_SURE}" if reason else HOW_SURE
+            return self._chat([*turns, (last, None)]) + ([] if reason else self.lm.encode(LABEL))
+        shots = "".join(f"Question: {q}\nAnswer: {a}\n{LABEL} {c}%\n\n" for q, a, c in self.examples)
+        tail = "Reasoning:" if reason else LABEL
+        return self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}\n{tail}", special=True)
+
+    def after_reasoning(self):
+        """Forced after the reasoning; it is not the model's choice, so it is no part of the loss."""
+        return self.lm.encode(f"\n{LABEL}")
+
+    def _chat(self, turns):
+        messages = []
+        for user, assistant in turns:
+            messages.append({"role": "user", "content": user})
+            if assistant is not None:
+                messages.append({"role": "assistant", "content": assistant})
+        text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.lm.encode(text)
+
+
+def clean_answer(text):
+    """The answer is the first line of what was generated."""
+    lines = text.strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def parse_confidence(text):
+    """"Confidence: 73%" -> 0.73; None unless the text states one number from 0 to 100 once, with a percent sign.
+
+    Nothing but blanks or a full stop may follow the number. Only ASCII digits count.
+    """
+    _, label, after = text.partition(LABEL)
+    match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s?%[\s.]*", after)
+    if not label or not match or float(match[1]) > 100:
+        return None
+    return float(match[1]) / 100
+
+
+# ---- grading ----------------------------------------------------------------------------------------------------
+
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”´`–—", " "))
+
+
+def normalise(text):
+    """Lower case, no diacritics, no punctuation, no articles, single blanks (after SQuAD's script, Rajpurkar 2016)."""
+    text = unicodedata.normalize("NFKD", text.lower())
+    text = "".join(c for c in text if not unicodedata.combining(c)).translate(_PUNCTUATION)
+    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+
+
+def _number(text):
+    match = re.fullmatch(r"[$€£]?\s*([-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+)\s*[%.]?", text.strip())
+    return float(match[1].replace(",", "")) if match else None
+
+
+def grade(answer, accepted, grader="exact"):
+    """Is `answer` one of the accepted ones? 1 or 0.
+
+    "exact": equal after normalisation, or equal as numbers. "contains": an accepted answer occurs in it as words.
+    """
+    number, ours = _number(answer), normalise(answer)
+    for gold in accepted:
+        if number is not None and _number(gold) == number:
+            return 1
+        theirs = normalise(gold)
+        # an accepted answer of punctuation alone normalises to nothing, and nothing must not match everything
+        if theirs and (ours == theirs or grader == "contains" and f" {theirs} " in f" {ours} "):
+            return 1
+    return 0

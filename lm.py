@@ -1,0 +1,332 @@
+"""The language model: load it, adapt it with LoRA, sample from it, score what it said, embed sentences.
+
+Sampling and scoring share one idea: each token is computed once. A batch of prompts has a common beginning (the
+few-shot preamble); its KV cache is computed once and expanded to the prompts, with gradients on. Each prompt has many
+completions; they are written side by side into the *same* row, and the attention mask hides them from one another:
+
+    common prefix (1, P)  ->  prompts (Q, L)  ->  completions (Q, n tokens a step, or all of them at once)
+
+Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that
+its samples do not come from softmax(logits / temperature).
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A frozen causal language model (or a sentence encoder) and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: object
+    name: str
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    def encode(self, text, special=False):
+        return self.tokenizer(text, add_special_tokens=special).input_ids
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
+    """A hub id or a folder -> LM in evaluation mode with frozen weights.
+
+    Evaluation mode switches dropout off for good: GPT-2's default of 0.1 would make the ratio of new to old
+    probabilities random. Raises OSError or ValueError where transformers finds no model.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    model = auto_class.from_pretrained(name_or_path, dtype=dtype)
+    return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
+
+
+# ---- LoRA (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen ------------------------------------------
+
+
+class LoRA(nn.Module):
+    """A frozen nn.Linear or GPT-2 Conv1D with a low-rank update; B starts at zero, so nothing changes at first."""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        d_out, d_in = base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape
+        self.base, self.scale, self.on = base, alpha / rank, True
+        kwargs = dict(device=base.weight.device, dtype=torch.float32)  # master weights stay in float32 under AMP
+        self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
+        self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
+
+    def forward(self, x):  # (..., d_in) -> (..., d_out)
+        y = self.base(x)
+        if self.on:
+            y = y + self.scale * F.linear(F.linear(x.to(self.A.dtype), self.A), self.B).to(y.dtype)
+        return y
+
+
+def add_lora(lm, rank=16, alpha=32, seed=0):
+    """Put a LoRA on every linear map of the transformer blocks; returns the list of trainable parameters.
+
+    The output head stays as it is: it is often tied to the embedding.
+    """
+    head = lm.model.get_output_embeddings()
+    found = [(n, m) for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in found:
+            parent, _, child = name.rpartition(".")
+            setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha))
+    return [p for p in lm.model.parameters() if p.requires_grad]
+
+
+def _loras(lm):
+    return {name: module for name, module in lm.model.named_modules() if isinstance(module, LoRA)}
+
+
+@contextlib.contextmanager
+def adapter(lm, on):
+    """Switch the adapter on or off inside a `with` block. Off is exactly the base model."""
+    loras = list(_loras(lm).values())
+    before = [module.on for module in loras]
+    try:
+        for module in loras:
+            module.on = on
+        yield
+    finally:
+        for module, state in zip(loras, before, strict=True):
+            module.on = state
+
+
+def save_adapter(lm, folder):
+    """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors."""
+    loras, folder = _loras(lm), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(iter(loras.values()))
+    rank = first.A.shape[0]
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
+        "r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "target_modules": sorted(loras), "fan_in_fan_out": isinstance(first.base, Conv1D),
+    }  # fmt: skip
+    tensors = {}
+    for name, module in loras.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def load_adapter(lm, folder):
+    """Add the adapter that `save_adapter` wrote; raises ValueError if it belongs to another model."""
+    folder = Path(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(lm.device))
+    if not _loras(lm):
+        add_lora(lm, config["r"], config["lora_alpha"])
+    for name, module in _loras(lm).items():
+        for part in "AB":
+            value = tensors.pop(f"base_model.model.{name}.lora_{part}.weight", None)
+            parameter = getattr(module, part)
+            if value is None or value.shape != parameter.shape:
+                raise ValueError(f"the adapter in {folder} does not fit {lm.name}: layer {name}")
+            parameter.data.copy_(value)
+    if tensors:
+        raise ValueError(f"the adapter in {folder} does not fit {lm.name}: no layer for {next(iter(tensors))}")
+
+
+# ---- one row per prompt, with all of its completions side by side -----------------------------------------------
+
+PROMPT, PAD = -1, -2  # owners of a column that is no completion's
+
+
+class _Rows:
+    """The KV cache of Q prompts. Each column knows its owner (the prompt, padding, or one completion) and position."""
+
+    def __init__(self, lm, prompts):
+        """Compute the longest common prefix once, then what is each prompt's own; `self.last` is (Q, V)."""
+        self.lm, self.cache = lm, DynamicCache()
+        # each prompt keeps at least one token of its own: its last logits start the completion
+        limit = min(map(len, prompts)) - 1
+        shared = next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
+        self.owner = self.position = torch.empty(1, 0, dtype=torch.long, device=lm.device)
+        if shared:
+            self.extend([prompts[0][:shared]], [[PROMPT] * shared], [range(shared)], keep=1)
+        self.select([0] * len(prompts))
+        own = [p[shared:] for p in prompts]
+        logits = self.extend(own, [[PROMPT] * len(x) for x in own], [range(shared, len(p)) for p in prompts], keep=1)
+        self.last = logits[:, -1]
+
+    def select(self, rows):
+        rows = torch.tensor(rows, device=self.lm.device)
+        self.cache.batch_select_indices(rows)
+        self.owner, self.position = self.owner[rows], self.position[rows]
+
+    def extend(self, ids, owner, position, keep=0):
+        """Feed new tokens, lists of (at most T) per row, padded on the left; returns logits (Q, keep or T, V)."""
+        width = max(map(len, ids))
+
+        def pad(lists, value):
+            return torch.tensor([[value] * (width - len(x)) + list(x) for x in lists], device=self.lm.device)
+
+        ids, owner, position = pad(ids, 0), pad(owner, PAD), pad(position, 0)
+        self.owner = torch.cat([self.owner, owner], dim=1)  # (Q, C)
+        self.position = torch.cat([self.position, position], dim=1)  # (Q, C)
+        # a token sees the prompt and the earlier tokens of its own completion; padding sees padding, never nothing
+        mine = (self.owner[:, None] == PROMPT) | (self.owner[:, None] == owner[:, :, None])
+        visible = mine & (self.position[:, None] <= position[:, :, None])  # (Q, T, C)
+        model = self.lm.model
+        if model.config._attn_implementation == "eager":  # adds its mask; the others take booleans
+            visible = torch.zeros(visible.shape, device=ids.device, dtype=model.dtype).masked_fill(
+                ~visible, torch.finfo(model.dtype).min
+            )
+        return model(
+            input_ids=ids, attention_mask=visible[:, None], position_ids=position, past_key_values=self.cache,
+            use_cache=True, logits_to_keep=keep,
+        ).logits  # fmt: skip
+
+
+def seed_of(*parts):
+    """A seed from names and numbers, the same in every process (Python's own `hash` is salted)."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+@functools.cache
+def stop_ids(lm, characters="\n"):
+    """The tokens that end a completion: every eos of the model and every token that contains one of `characters`."""
+    eos = getattr(lm.model.generation_config, "eos_token_id", None)
+    eos = set(eos) if isinstance(eos, list | tuple) else {eos}
+    eos |= {lm.tokenizer.eos_token_id, lm.model.config.get_text_config().eos_token_id}
+    texts = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
+    return frozenset(i for i in eos if isinstance(i, int)) | {
+        i for i, text in enumerate(texts) if any(c in text for c in characters)
+    }
+
+
+def _pick(logits, temperature, uniform):
+    """Inverse-CDF sampling, (B, V), (B,), (B,) -> (B,). One uniform number decides a token, whatever the batch."""
+    logits = logits.float()
+    probs = torch.softmax(logits / temperature.clamp_min(1e-6)[:, None], dim=-1)
+    cdf = probs.double().cumsum(-1)
+    sampled = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
+    return torch.where(temperature > 0, sampled.clamp_max(logits.shape[1] - 1), logits.argmax(-1))
+
+
+@torch.no_grad()
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds):
+    """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
+
+    prompts: Q lists of token ids; temperatures: one per completion, 0 is greedy; stop: set of token ids; seeds: one
+    per prompt. Returns Q lists of lists of token ids; a stop token, where one was sampled, is the last.
+    A completion depends on its own seed alone, not on its batch. Raises ValueError beyond the model's context.
+    """
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + max_new_tokens
+    if context and longest > context:
+        raise ValueError(f"a prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones exceed the "
+                         f"model's context of {context}")  # fmt: skip
+    n, device = len(temperatures), lm.device
+    uniform = torch.stack([
+        torch.rand(n, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    ]).to(device)  # (Q, n, T)  # fmt: skip
+    temperature = torch.tensor(temperatures, device=device, dtype=torch.float32)
+    rows = _Rows(lm, prompts)
+    out = [[[] for _ in range(n)] for _ in prompts]
+    writing = [list(range(n)) for _ in prompts]  # the completions of each prompt that are not finished
+    row_of = list(range(len(prompts)))  # the prompt of each row that is left
+    logits = rows.last[:, None].expand(-1, n, -1)  # (rows, slots, V)
+    for step in range(max_new_tokens):
+        # slots are padded on the left, so a row's last `len` slots are its own
+        slots = [(r, logits.shape[1] - len(writing[q]) + k, q, c)
+                 for r, q in enumerate(row_of) for k, c in enumerate(writing[q])]  # fmt: skip
+        r, k, q, c = torch.tensor(slots, device=device).T
+        tokens = _pick(logits[r, k], temperature[c], uniform[q, c, step]).tolist()
+        for (_, _, q, c), token in zip(slots, tokens, strict=True):
+            out[q][c].append(token)
+        writing = [[c for c in cs if out[q][c][-1] not in stop] for q, cs in enumerate(writing)]
+        keep = [r for r, q in enumerate(row_of) if writing[q]]
+        if step + 1 == max_new_tokens or not keep:
+            break
+        if len(keep) < len(row_of):
+            rows.select(keep)
+            row_of = [row_of[r] for r in keep]
+        logits = rows.extend(
+            [[out[q][c][-1] for c in writing[q]] for q in row_of],
+            [writing[q] for q in row_of],
+            [[len(prompts[q]) + step] * len(writing[q]) for q in row_of],
+        )
+    return out
+
+
+def completion_logprobs(lm, prompts, completions, temperature=1.0):
+    """log π(token | prompt, earlier tokens) of every completion token, at the temperature it was sampled with.
+
+    prompts: Q lists of token ids; completions: Q lists of lists of token ids. Returns logp (B, T) and mask (B, T),
+    where B counts all completions in order and the mask is 1 on real tokens (it comes from lengths, not from token
+    values, because the padding token may be eos). Gradients flow through the shared prompt; a completion that occurs
+    twice in a group is computed once.
+    """
+    rows = _Rows(lm, prompts)
+    unique = [list(dict.fromkeys(map(tuple, group))) for group in completions]
+    logits = rows.last[:, None]  # (Q, 1, V) predicts every first token
+    # the last token of a completion predicts nothing that we need
+    feed = [[(t, c, len(p) + i) for c, x in enumerate(group) for i, t in enumerate(x[:-1])]
+            for p, group in zip(prompts, unique, strict=True)]  # fmt: skip
+    if any(feed):
+        packed = rows.extend(*[[[item[k] for item in row] for row in feed] for k in range(3)])
+        logits = torch.cat([logits, packed], dim=1)  # (Q, 1 + W, V)
+    logits = logits.float() / temperature
+
+    batch = [(q, x) for q, group in enumerate(completions) for x in map(tuple, group)]
+    length = max(len(x) for _, x in batch)
+    where = torch.zeros(3, len(batch), length, dtype=torch.long)  # row, column and token of each log-probability
+    for b, (q, x) in enumerate(batch):
+        c = unique[q].index(x)
+        start = logits.shape[1] - len(feed[q]) + sum(len(y) - 1 for y in unique[q][:c])
+        where[0, b] = q
+        where[1, b, 1 : len(x)] = torch.arange(start, start + len(x) - 1)
+        where[2, b, : len(x)] = torch.tensor(x)
+    row, column, token = where.to(lm.device)
+    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for _, x in batch], device=lm.device)
+    logp = logits[row, column, token] - logits.logsumexp(-1)[row, column]
+    return logp * mask, mask
+
+
+# ---- sentence embeddings ----------------------------------------------------------------------------------------
+
+
+def load_embedder(name_or_path, lm):
+    """A sentence encoder by hub id or folder; "self" is the language model itself."""
+    return lm if name_or_path == "self" else load(name_or_path, lm.device, auto_class=AutoModel)
+
+
+@torch.no_grad()
+def embed(embedder, texts, batch_size=256):
+    """Sentences -> (N, d) float32 numpy array of unit length: the mean of the last hidden states over the tokens."""
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    base, device = embedder.model.base_model, embedder.device
+    found = {}
+    for i in range(0, len(unique), batch_size):
+        batch = unique[i : i + batch_size]
+        # an empty sample has no token of its own; a blank stands for it
+        ids = [embedder.encode(text or " ", special=True) or [0] for text in batch]
+        width = max(map(len, ids))
+        mask = torch.tensor([[1] * len(x) + [0] * (width - len(x)) for x in ids], device=device)
+        padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)
+        with adapter(embedder, False):
+            hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        found.update(zip(batch, F.normalize(mean, dim=-1).cpu(), strict=True))
+    return torch.stack([found[text] for text in texts]).numpy()

@@ -1,0 +1,195 @@
+"""Platt scaling: a score -> the probability that the answer is correct.
+
+    p(s) = sigma(a s + b),  sigma(x) = 1 / (1 + exp(-x))
+    (a, b) = argmin  -sum_i [ t_i log p(s_i) + (1 - t_i) log(1 - p(s_i)) ]
+    t_i = (N+ + 1) / (N+ + 2) if answer i is correct, else 1 / (N- + 2)
+
+The t_i are Platt's smoothed targets: what Laplace's rule would say of N+ right and N- wrong answers. They
+keep the optimum finite on separable data, and differ from 0/1 by O(1/N). Nothing else regularises the fit.
+
+Fitted by Newton's method with a backtracking line search. Source: Platt, "Probabilistic Outputs for Support
+Vector Machines", 1999; Lin, Lin & Weng, "A Note on Platt's Probabilistic Outputs", 2007, for the method and
+the forms of the loss that cannot overflow. Their p is 1 / (1 + exp(A f + B)): a = -A, b = -B.
+
+What cannot be fitted raises ValueError; what can be fitted but should not be trusted says so in
+`Platt.warnings`.
+
+Left out: isotonic and temperature scaling (another method, and Platt without b), sample weights, and a
+regulariser: the default one of a general logistic regression shrinks the slope several-fold on little data.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Platt:
+    """A fitted calibrator, p = sigma(a * score + b).
+
+    a: change in log-odds per unit of score (per nat, for an entropy); negative if a high score means unsure.
+    b: log-odds at score 0.
+    warnings: what was odd about the data, one sentence each; empty when all is well.
+    fingerprint: what the scores depend on (n, temperature, embedder, kernel, gamma, prompt, model, ...), as
+        values that JSON can hold, or None.
+    """
+
+    a: float
+    b: float
+    warnings: tuple[str, ...] = ()
+    fingerprint: dict | None = None
+
+    def predict(self, scores):
+        """P(correct). (...) -> (...) float64. Raises ValueError on NaN or infinite scores."""
+        s = np.asarray(scores, dtype=np.float64)
+        if not np.isfinite(s).all():
+            raise ValueError("scores have NaN or infinite values")
+        with np.errstate(over="ignore"):  # an infinite log-odds is a probability of 0 or 1
+            return sigmoid(self.a * s + self.b)
+
+    def check(self, fingerprint):
+        """Raises ValueError, naming the fields that differ, unless the scores were made as those of the fit.
+
+        An entropy depends on how it was made, so a calibrator is only valid for scores made the same way.
+        """
+        if self.fingerprint is None:
+            raise ValueError("this calibrator has no fingerprint, so it cannot be checked against the scores")
+        mine, yours = self.fingerprint, fingerprint
+        differ = [
+            f"{key} ({mine.get(key, 'absent')!r} at the fit, {yours.get(key, 'absent')!r} now)"
+            for key in sorted(mine.keys() | yours.keys())
+            if key not in mine or key not in yours or mine[key] != yours[key]
+        ]
+        if differ:
+            raise ValueError(f"the calibrator was fitted on other scores; these differ: {', '.join(differ)}")
+
+    def to_json(self):
+        """-> str; floats survive to the last bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text):
+        fields = json.loads(text)
+        return cls(**{**fields, "warnings": tuple(fields["warnings"])})
+
+
+def fit(scores, labels, smooth=True, fingerprint=None):
+    """Fit p = sigma(a * score + b) by maximum likelihood. (N,), (N,) -> Platt.
+
+    labels: 1 or True for a correct answer, 0 or False for a wrong one.
+    smooth: Platt's smoothed targets; False fits the labels themselves, as plain logistic regression does.
+
+    Fitted, with a warning: one class only, or constant scores (a = 0, b = log-odds of the mean target);
+        classes that a threshold on the score separates (only smoothing keeps the slope finite); a > 0.
+    Raises ValueError: no data, other than one dimension, lengths differ, NaN or infinite scores, labels other
+        than 0 and 1; with smooth=False also one class, or classes that a threshold separates, as the maximum
+        is then at infinity.
+    """
+    s, y = _validate(scores, labels)
+    n_pos = int(y.sum())
+    n_neg = len(y) - n_pos
+    t = np.where(y == 1, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2)) if smooth else y
+    middle, spread = s.max() / 2 + s.min() / 2, s.max() / 2 - s.min() / 2  # halved first: cannot overflow
+    one_class = n_pos == 0 or n_neg == 0
+    constant = spread <= 1e-12 * np.abs(s).max()  # nothing but rounding tells the scores apart
+    separable = not (one_class or constant) and (
+        s[y == 0].max() <= s[y == 1].min() or s[y == 1].max() <= s[y == 0].min()
+    )
+    if not smooth and (one_class or separable):
+        raise ValueError("without smoothing, one class or separable classes have no finite fit")
+
+    warnings = []
+    if one_class:
+        warnings.append(f"all {len(y)} labels are {int(y[0])}: the fit is a constant and ignores the score")
+    if constant:
+        warnings.append(f"all {len(s)} scores are the same: the fit is a constant and ignores the score")
+    if separable:
+        warnings.append("a threshold on the score separates the labels: only smoothing bounds the slope")
+    if one_class or constant:
+        return Platt(0.0, _log_odds(t.mean()), tuple(warnings), fingerprint)
+
+    a, b = _newton((s - middle) / spread, t)  # scores on [-1, 1], whatever their unit
+    with np.errstate(over="ignore"):
+        a = a / spread
+    b = b - a * middle
+    if not (np.isfinite(a) and np.isfinite(b)):
+        raise ValueError("the scores differ by so little that the slope overflows")
+    if a > 0:
+        warnings.append(
+            f"positive slope ({a:.3g}): a higher score goes with more correct answers, "
+            "the wrong sign for an uncertainty"
+        )
+    return Platt(float(a), float(b), tuple(warnings), fingerprint)
+
+
+def cross_fit(scores, labels, folds):
+    """Out-of-fold probabilities: no question is scored by a fit that saw its label. (N,) x 3 -> (N,).
+
+    folds: ints. Questions of fold k are predicted by a fit on all others; those of fold -1 are in every fit
+        and never predicted: they get nan.
+    Raises ValueError as fit does, and for folds that are no ints >= -1, or a fold that is everything. The
+    warnings of the single fits are not kept: fit all the data to see them.
+    """
+    s, y = _validate(scores, labels)
+    folds = np.asarray(folds)
+    if folds.shape != s.shape or folds.dtype.kind not in "iu" or folds.min() < -1:
+        raise ValueError(f"folds must be {len(s)} integers >= -1, one for each score")
+    p = np.full(len(s), np.nan)
+    for k in np.unique(folds[folds >= 0]):
+        held_out = folds == k
+        if held_out.all():
+            raise ValueError(f"fold {k} holds every question, so none is left to fit on")
+        p[held_out] = fit(s[~held_out], y[~held_out]).predict(s[held_out])
+    return p
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), by the side of it that cannot overflow. (...) -> (...)."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def _log_odds(p):
+    return float(np.log(p / (1 - p)))
+
+
+def _loss(z, t, a, b):
+    """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats."""
+    x = a * z + b
+    return np.mean(np.where(x >= 0, (1 - t) * x, -t * x) + np.log1p(np.exp(-np.abs(x))))
+
+
+def _newton(z, t):
+    """argmin over (a, b) of _loss, a convex function. z, t (N,) -> (2,)."""
+    design = np.stack([z, np.ones_like(z)], axis=1)  # (N, 2)
+    theta = np.array([0.0, _log_odds(t.mean())])  # the best constant
+    for _ in range(200):
+        p = sigmoid(design @ theta)
+        gradient = design.T @ (p - t) / len(z)
+        hessian = design.T @ (design * (p * (1 - p))[:, None]) / len(z)
+        hessian += 1e-12 * np.trace(hessian) * np.eye(2)  # for the solve alone: it does not move the optimum
+        step = -np.linalg.solve(hessian, gradient)
+        descent = -gradient @ step  # twice the expected decrease of the loss
+        if descent < 1e-22:
+            return theta
+        loss, rate = _loss(z, t, *theta), 1.0
+        # 1e-15 because near the optimum the decrease drowns in the rounding of the loss
+        while _loss(z, t, *(theta + rate * step)) > loss - 1e-4 * rate * descent + 1e-15 and rate > 1e-10:
+            rate /= 2
+        theta = theta + rate * step
+    raise ValueError("Newton's method did not converge on these scores")
+
+
+def _validate(scores, labels):
+    """-> scores float64 (N,), labels float64 (N,) of 0 and 1."""
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    if s.ndim != 1 or s.shape != y.shape:
+        raise ValueError(f"scores and labels must be two lists of one length, not {s.shape} and {y.shape}")
+    if s.size == 0:
+        raise ValueError("there are no scores to fit")
+    if not np.isfinite(s).all():
+        raise ValueError("scores have NaN or infinite values")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    return s, y.astype(np.float64)

@@ -1,0 +1,169 @@
+"""The report of a run: every method on the same questions, with intervals, costs, and what to make of it.
+
+Rows of numbers in, `report.json` and `report.md` out. A stated confidence that could not be parsed is counted as the
+worst one (100% for a wrong answer, 0% for a right one) in every table; where that happened, a second row shows the
+metrics with those questions dropped.
+"""
+
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+
+import numpy as np
+
+from eval import auroc, bootstrap, ece, metrics, spearman, table, with_missing
+
+# field of a row -> name in the tables
+METHODS = {
+    "untrained": "Stated, untrained",
+    "trained": "Stated, trained",
+    "target": "Teacher: samples, entropy, Platt",
+    "base rate": "Base rate",
+    "family prior": "Family prior",
+    "truth": "Known probability",
+}
+
+
+def environment(device):
+    """What the numbers were made on."""
+    packages = ("torch", "transformers", "numpy", "datasets")
+    return {"python": sys.version.split()[0], "machine": platform.machine(), "device": str(device)} | {
+        name: version(name) for name in packages
+    }
+
+
+def teacher_cost(samples):
+    """Mean generated tokens and seconds a question of the answer alone and of the teacher. -> dict of dicts"""
+    answer = np.mean([s["answer_tokens"] for s in samples])
+    drawn = np.mean([s["sample_tokens"] for s in samples])
+    # answer and samples come from one pass; its time is shared out by tokens
+    seconds = np.mean([s["seconds"] for s in samples])
+    return {
+        "answer": {"tokens": float(answer), "seconds": float(seconds * answer / (answer + drawn))},
+        "target": {"tokens": float(answer + drawn), "seconds": float(seconds)},
+    }
+
+
+def build(rows, fit, log, cost, config, environment):
+    """Everything that the report says, as plain JSON values.
+
+    rows: a dict for each held-out question with part, family, correct, entropy, truth and one confidence for each of
+    METHODS (None where nothing was stated). fit: Platt. log: the metrics of each training step.
+    """
+    sets = {}
+    for part in dict.fromkeys(r["part"] for r in rows):
+        sets[part] = _evaluate([r for r in rows if r["part"] == part], config)
+    return {
+        "sets": sets,
+        "cost": cost,
+        "platt": {"a": fit.a, "b": fit.b, "fingerprint": fit.fingerprint},
+        "training": {"first": log[0], "last": log[-1]} if log else {},
+        "warnings": [*(f"Platt scaling: {w}" for w in fit.warnings), *_warnings(sets, log)],
+        "config": asdict(config),
+        "environment": environment,
+    }
+
+
+def _evaluate(rows, config):
+    """One evaluation set."""
+    correct, family = (np.array([r[name] for r in rows]) for name in ("correct", "family"))
+
+    def score(confidence, correct, family):
+        found = metrics(confidence, correct, family)
+        found["interval"] = bootstrap(confidence, correct, family, config.resamples, config.seed)
+        return found
+
+    table_rows, malformed = {}, {}
+    for name, title in METHODS.items():
+        confidence = [r[name] for r in rows]
+        if name == "truth" and None in confidence:
+            continue
+        missing = np.array([c is None for c in confidence])
+        (dropped, their_correct), (worst, _) = with_missing(confidence, correct)
+        table_rows[title] = score(worst, correct, family)
+        malformed[title] = float(missing.mean())
+        if 0 < missing.sum() < len(rows):
+            table_rows[title + ", malformed dropped"] = score(dropped, their_correct, family[~missing])
+
+    result = {"n": len(rows), "accuracy": float(correct.mean()), "malformed": malformed, "methods": table_rows}
+    result["agreement"] = _agreement(rows)
+    if len(set(family.tolist())) > 1:
+        result["families"] = {f: _family([r for r in rows if r["family"] == f]) for f in sorted(set(family.tolist()))}
+    return result
+
+
+def _agreement(rows):
+    """Mean absolute difference and rank correlation between pairs of confidences, where both exist."""
+    found = {}
+    for one, other in (("untrained", "target"), ("trained", "target"), ("target", "truth"), ("trained", "truth")):
+        pairs = np.array([(r[one], r[other]) for r in rows if r[one] is not None and r[other] is not None], dtype=float)
+        if len(pairs) > 1:
+            a, b = pairs.T
+            found[f"{METHODS[one]} v {METHODS[other].lower()}"] = {
+                "n": len(pairs), "mean_absolute_difference": float(np.abs(a - b).mean()), "spearman": spearman(a, b)
+            }  # fmt: skip
+    return found
+
+
+def _family(rows):
+    correct = np.array([r["correct"] for r in rows])
+    found = {"n": len(rows), "accuracy": float(correct.mean())}
+    for name in ("untrained", "trained", "target"):
+        worst = with_missing([r[name] for r in rows], correct)[1][0]
+        found[name] = {"auroc": auroc(worst, correct), "ece": ece(worst, correct)}
+    return found
+
+
+def _warnings(sets, log):
+    """Plain sentences about what makes some of the numbers mean less than they seem to."""
+    found = []
+    for name, s in sets.items():
+        if s["accuracy"] in (0.0, 1.0):
+            found.append(f"{name}: every answer is {'right' if s['accuracy'] else 'wrong'}, so AUROC is not defined and "
+                         "a constant confidence is perfect.")  # fmt: skip
+        for title, share in s["malformed"].items():
+            if share == 1:
+                found.append(f"{name}: {title}: no confidence was stated at all; its row counts every one as worst.")
+            elif share > 0:
+                found.append(f"{name}: {title}: {share:.1%} stated no confidence; they are counted as worst.")
+            if share < 1 and s["methods"][title]["distinct"] == 1 and title not in (METHODS["base rate"],):
+                if title != METHODS["family prior"] or "families" in s:
+                    found.append(f"{name}: {title}: one confidence for everything; it cannot tell right from wrong.")
+    if log and all(record["no_signal"] == 1 for record in log):
+        found.append("training: every rollout of every group earned the same reward, so there was nothing to learn from.")
+    return found
+
+
+def markdown(report):
+    """report.json's content -> report.md"""
+    lines = ["# Report", ""]
+    for name, s in report["sets"].items():
+        lines += [f"## {name}", "", f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap.", ""]
+        lines += [table(s["methods"]), ""]
+        if s["agreement"]:
+            lines += ["| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]
+            for pair, a in s["agreement"].items():
+                lines.append(f"| {pair} | {a['n']} | {a['mean_absolute_difference']:.3f} | {a['spearman']:.2f} |")
+            lines.append("")
+        if "families" in s:
+            lines += ["| Family | n | Accuracy | AUROC untrained | AUROC trained | AUROC teacher | ECE trained |",
+                      "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+            for family, f in s["families"].items():
+                aurocs = " | ".join(_number(f[m]["auroc"]) for m in ("untrained", "trained", "target"))
+                lines.append(f"| {family} | {f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f} |")
+            lines.append("")
+    lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
+    for name, c in report["cost"].items():
+        lines.append(f"| {METHODS.get(name, 'Answer alone')} | {c['tokens']:.1f} | {c['seconds']:.3f} |")
+    p, c = report["platt"], report["config"]
+    lines += ["", "## Settings", "", f"Platt scaling: P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f}).",
+              f"Grader: {c['grader']}. Model: {c['model']}. Questions: {c['dataset']}. Seed: {c['seed']}.",
+              "Versions: " + ", ".join(f"{k} {v}" for k, v in report["environment"].items()) + ".", ""]  # fmt: skip
+    if report["warnings"]:
+        lines += ["## Warnings", "", *(f"- {w}" for w in report["warnings"]), ""]
+    return "\n".join(lines)
+
+
+def _number(value):
+    return "n/a" if np.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,124 @@
+"""The settings of a run and the folder that holds its artefacts.
+
+A stage is skipped when it was finished with the same settings, and every artefact is written whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+STAGES = ("sample", "calibrate", "train", "eval")
+
+
+def flag(default, text, stage, **kwargs):
+    """A field of Config that is a flag of the command line; `stage` is the first one that depends on it."""
+    return field(default=default, metadata={"help": text, "stage": stage, **kwargs})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. [reported] marks what one second-hand note says of the paper; it is unverified."""
+
+    model: str = flag("toy", "`toy`, or a causal language model: a hub id or a folder", "sample")
+    dataset: str = flag("toy", "`toy`, `facts`, trivia_qa, nq_open, ..., or a JSONL file; commas join", "sample")
+    ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy has its own)", "sample")
+    prompt: str = flag("auto", "auto: the tokenizer's chat template if it has one", "sample",
+                       choices=("auto", "chat", "fewshot"))  # fmt: skip
+    platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample")
+    train_questions: int = flag(1000, "labelled questions for Platt scaling and stage 3", "sample")
+    test_questions: int = flag(500, "held-out questions of the same families", "sample")
+    ood_questions: int = flag(300, "questions of each unseen set", "sample")
+    samples: int = flag(10, "answers sampled per question, n >= 2", "sample")
+    temperature: float = flag(1.0, "of the sampled answers [reported: 1]", "sample")
+    answer_temperature: float = flag(0.0, "of the one answer that counts, 0 is greedy [reported: 0.1]", "sample")
+    answer_tokens: int = flag(16, "longest answer, in tokens", "sample")
+    seed: int = flag(0, "of everything", "sample")
+    sample_batch: int = flag(24, "questions sampled at once", None)
+
+    embedder: str = flag("self", "sentence encoder, a hub id or folder; `self`: the model's hidden state", "calibrate")
+    kernel: str = flag("rbf", "between embeddings", "calibrate", choices=("rbf", "cosine"))
+    gamma: float = flag(1.0, "of the rbf kernel", "calibrate")
+    grader: str = flag("exact", "exact: normalised match or equal number; contains: as words", "calibrate",
+                       choices=("exact", "contains"))  # fmt: skip
+    folds: int = flag(5, "of the cross-fitted targets", "calibrate")
+
+    steps: int = flag(200, "of reinforcement learning [reported: 1000]", "train")
+    questions: int = flag(16, "per step [reported: 32]", "train")
+    rollouts: int = flag(16, "per question [reported: 16]", "train")
+    rollout_temperature: float = flag(1.5, "of the rollouts and their log-probabilities [reported: 1.5]", "train")
+    reasoning: int = flag(0, "tokens that the model may think before the number", "train")
+    tolerance: float = flag(0.05, "of the reward 1 - max(tolerance, |c - p|) [reported: 0.05]", "train")
+    advantage: str = flag("loo", "loo, center, or zscore (GRPO's)", "train", choices=("loo", "center", "zscore"))
+    lr: float = flag(1e-4, "learning rate of AdamW", "train")
+    rank: int = flag(16, "of the LoRA [reported: 16]", "train")
+    updates: int = flag(1, "optimiser steps per batch of rollouts", "train")
+    clip: float = flag(0.2, "range of the probability ratio, when there are several updates", "train")
+    kl: float = flag(0.0, "weight of the divergence from the base model, per nat", "train")
+    max_grad_norm: float = flag(1.0, "gradient clipping", "train")
+    micro_batch: int = flag(0, "questions in one backward pass, 0: all; saves memory, same result", None)
+    warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
+    amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
+
+    resamples: int = flag(1000, "of the bootstrap", "eval")
+    device: str = flag("auto", "auto: cuda if there is one", None, choices=("auto", "cpu", "cuda"))
+
+
+def check(config):
+    """Raises ValueError for a setting that no stage could use."""
+    if config.samples < 2:
+        raise ValueError(f"--samples is {config.samples}: an entropy needs at least 2 samples")
+    positive = ("platt_questions", "train_questions", "test_questions", "ood_questions", "answer_tokens",
+                "sample_batch", "questions", "rollouts", "rank", "updates", "resamples", "folds",
+                "temperature", "rollout_temperature", "lr", "gamma", "max_grad_norm")  # fmt: skip
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be positive")
+    for name in ("steps", "warmup", "reasoning", "micro_batch", "kl", "answer_temperature", "tolerance", "clip"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must not be negative")
+    if config.folds < 2 or config.rollouts < 2:
+        raise ValueError("--folds and --rollouts must be at least 2")
+    if (config.model == "toy") != (config.dataset == "toy"):
+        raise ValueError("the toy model knows the toy data set and nothing else: name both, or neither")
+
+
+class Run:
+    """A folder of artefacts. Each is written to a temporary name and renamed, so none is ever half there."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def path(self, name):
+        return self.folder / name
+
+    def write(self, name, value):
+        """Text as it is, a list as JSONL, anything else as JSON."""
+        if isinstance(value, list):
+            value = "".join(json.dumps(row) + "\n" for row in value)
+        elif not isinstance(value, str):
+            value = json.dumps(value, indent=2) + "\n"
+        temporary = self.path(f".{name}.tmp")
+        temporary.write_text(value, encoding="utf-8")
+        os.replace(temporary, self.path(name))
+
+    def read(self, name):
+        text = self.path(name).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+
+    def done(self, stage, config):
+        """Was this stage finished with these settings?"""
+        done = self.read("stages.json") if self.path("stages.json").exists() else {}
+        return done.get(stage, {}).get("key") == key(stage, config)
+
+    def finish(self, stage, config, seconds):
+        done = self.read("stages.json") if self.path("stages.json").exists() else {}
+        self.write("stages.json", done | {stage: {"key": key(stage, config), "seconds": round(seconds, 1)}})
+
+
+def key(stage, config):
+    """A digest of all settings that a stage, or one before it, depends on."""
+    stages = STAGES[: STAGES.index(stage) + 1]
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

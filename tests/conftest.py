@@ -1,0 +1,107 @@
+"""Tiny models with random weights and a one-character-a-token tokenizer, written to a temporary folder."""
+
+import string
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, processors
+
+import lm as language
+
+torch.set_num_threads(1)  # the models are too small to share between threads
+
+CHAT = (
+    "<s>{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3")
+WIDTH, VOCABULARY, CONTEXT = 16, 48, 64
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    """(characters, eos, pad, chat, wrap) -> a fast tokenizer; ids 0 to 3 are special."""
+
+    def make(characters=string.ascii_lowercase + " .:\n", eos="</s>", pad=None, chat=False, wrap=False):
+        vocabulary = ["<unk>", "<s>", "</s>", "<end>", *characters, "\n\n", ".\n"]
+        ids = {token: i for i, token in enumerate(vocabulary)}
+        core = Tokenizer(models.BPE(ids, [("\n", "\n"), (".", "\n")], unk_token="<unk>", fuse_unk=False))
+        core.decoder = decoders.Fuse()
+        if wrap:  # as BERT does
+            ends = [("<s>", 1), ("</s>", 2)]
+            core.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+        special = {"bos_token": "<s>", "unk_token": "<unk>", "eos_token": eos, "pad_token": pad}
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=core, **{k: v for k, v in special.items() if v}
+        )
+        tokenizer.add_special_tokens({"additional_special_tokens": ["</s>", "<end>"]})
+        tokenizer.chat_template = CHAT if chat else None
+        return tokenizer
+
+    return make
+
+
+def _config(family, layers=2, width=WIDTH, tied=False, window=CONTEXT, eos=2):
+    common = dict(
+        vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=eos, pad_token_id=None, tie_word_embeddings=tied
+    )
+    if family == "gpt2":  # its dropout of 0.1 stays
+        return transformers.GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=CONTEXT, **common)
+    if family == "bert":
+        return transformers.BertConfig(
+            vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+            intermediate_size=2 * width, max_position_embeddings=CONTEXT,
+        )  # fmt: skip
+    common |= dict(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=2 * width, max_position_embeddings=CONTEXT,
+    )  # fmt: skip
+    if family in ("gemma2", "gemma3"):  # layers take turns: a sliding window, full attention
+        common |= dict(head_dim=4, query_pre_attn_scalar=4, sliding_window=window)
+        common["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
+    if family == "gemma2":
+        common |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=5.0)
+    if family == "mistral":
+        common["sliding_window"] = window
+    name = "Gemma3Text" if family == "gemma3" else family.capitalize()
+    return getattr(transformers, f"{name}Config")(**common)
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory, make_tokenizer):
+    """(family, what varies) -> the folder of a saved model with its tokenizer."""
+    made = {}
+
+    def make(family, generation_eos=None, seed=0, tokenizer=None, **config):
+        key = repr((family, generation_eos, seed, tokenizer, sorted(config.items())))
+        if key not in made:
+            kind = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
+            model = kind.from_config(_config(family, **config))
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():  # large enough for every part to matter, biases included
+                with torch.no_grad():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(0.3 * noise if parameter.ndim > 1 else parameter + 0.2 * noise)
+            if family != "bert":  # defaults for `generate` that a sampler of our own must not read
+                model.generation_config = transformers.GenerationConfig(
+                    do_sample=True, top_k=2, temperature=0.5, bos_token_id=1,
+                    eos_token_id=config.get("eos", 2) if generation_eos is None else generation_eos,
+                )  # fmt: skip
+            made[key] = tmp_path_factory.mktemp(family)
+            model.save_pretrained(made[key])
+            make_tokenizer(**(tokenizer or {})).save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def load(make_folder):
+    """(family, what varies) -> a fresh LM, which the test may change."""
+    return lambda family, **kwargs: language.load(make_folder(family, **kwargs))
+
+
+@pytest.fixture(params=FAMILIES)
+def lm(request, load):
+    return load(request.param)

@@ -1,0 +1,338 @@
+"""eval.py against torchmetrics, scikit-learn, enumerations, and a bootstrap written as a loop."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from torchmetrics.classification import BinaryCalibrationError
+
+import eval as ev
+
+METRICS = (ev.ece, lambda c, y: ev.ece(c, y, scheme="mass"), ev.brier, ev.nll, ev.auroc, ev.aurc)
+
+
+def stated(n, seed=0, top=100):
+    """Confidences in whole percents, so with ties and on bin edges, and overconfident."""
+    rng = np.random.default_rng(seed)
+    c = rng.integers(0, top + 1, n) / 100
+    return c, (rng.random(n) < c**1.5).astype(int)
+
+
+def torchmetrics_ece(c, y, bins=10):
+    return BinaryCalibrationError(n_bins=bins, norm="l1")(torch.tensor(c), torch.tensor(y)).item()
+
+
+samples = st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=40).map(
+    lambda pairs: (np.array([c / 20 for c, _ in pairs]), np.array([y for _, y in pairs]))
+)
+
+# ECE
+
+
+@pytest.mark.parametrize("bins", [5, 10, 15])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ece_is_that_of_torchmetrics(bins, seed):
+    rng = np.random.default_rng(seed)
+    c = rng.random(400)
+    y = (rng.random(400) < c**2).astype(int)
+    assert ev.ece(c, y, bins) == pytest.approx(torchmetrics_ece(c, y, bins), abs=1e-12)
+
+
+def test_ece_of_exact_percents_is_that_of_torchmetrics_in_float32():
+    # in float64 torchmetrics puts 0.3 below its own edge of 0.30000000000000004; 1.0 gets a bin of its own
+    c, y = stated(500, top=99)
+    assert ev.ece(c, y) == pytest.approx(torchmetrics_ece(c.astype(np.float32), y), abs=1e-6)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 5, 10, 20, 25, 50, 100])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_percent_is_in_the_bin_that_integers_say(bins, dtype):
+    for percent in range(101):
+        count, _, _ = ev.reliability([dtype(percent / 100)], [1], bins)
+        assert count.argmax() == min(percent * bins // 100, bins - 1) and count.sum() == 1
+
+
+def test_bins_are_closed_below_and_the_last_one_on_both_sides():
+    c = np.array([0.0, 0.0999, 0.1, 0.29, 0.3, 0.1 + 0.2, 0.6, 0.7, 0.9, 1.0])
+    count, _, _ = ev.reliability(c, np.ones(10))
+    assert count.tolist() == [2, 1, 1, 2, 0, 0, 1, 1, 0, 2]
+    # 0.9 wrong and 1.0 right share a bin, so that their errors of -0.9 and +0 are averaged
+    assert ev.ece([0.9, 1.0], [0, 1]) == pytest.approx(0.45)
+    # 0.3 wrong and 0.29 right do not: (0.3 + 0.71) / 2
+    assert ev.ece([0.3, 0.29], [0, 1]) == pytest.approx(0.505)
+
+
+def test_ece_by_hand():
+    c, y = [0.2, 0.2, 0.2, 0.8, 0.8], [0, 0, 1, 1, 1]
+    assert ev.ece(c, y) == pytest.approx(3 / 5 * (1 / 3 - 0.2) + 2 / 5 * 0.2)
+    assert ev.ece([0.0, 1.0], [0, 1]) == 0 and ev.ece([0.0, 1.0], [1, 0]) == 1
+    assert ev.ece([0.25] * 4, [1, 0, 0, 0]) == 0  # constant output can win
+
+
+def test_mass_bins_without_ties_are_a_split_of_the_sorted_answers():
+    rng = np.random.default_rng(0)
+    c = rng.permutation(200) / 400  # all below 0.5: half of the bins of equal width would be empty
+    y = (rng.random(200) < 2 * c).astype(int)
+    order = np.argsort(c)
+    parts = np.split(order, 10)
+    expected = sum(abs(y[p].mean() - c[p].mean()) for p in parts) / 10
+    assert ev.ece(c, y, scheme="mass") == pytest.approx(expected, abs=1e-12)
+    count, mean_confidence, accuracy = ev.reliability(c, y, scheme="mass")
+    assert count.tolist() == [20] * 10
+    np.testing.assert_allclose(mean_confidence, [c[p].mean() for p in parts])
+    np.testing.assert_allclose(accuracy, [y[p].mean() for p in parts])
+
+
+def test_mass_bins_keep_ties_together():
+    c = np.array([0.1] * 3 + [0.5] * 10 + [0.9] * 7)
+    y = np.random.default_rng(0).integers(0, 2, 20)
+    count, mean_confidence, _ = ev.reliability(c, y, 4, "mass")
+    # mid-ranks 1.5, 8, 16.5 of 20, in bins of 5
+    assert count.tolist() == [3, 10, 0, 7]
+    assert mean_confidence[[0, 1, 3]] == pytest.approx([0.1, 0.5, 0.9]) and np.isnan(mean_confidence[2])
+    perm = np.random.default_rng(1).permutation(20)
+    assert ev.ece(c[perm], y[perm], 4, "mass") == pytest.approx(ev.ece(c, y, 4, "mass"), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(samples, st.integers(1, 12), st.sampled_from(["width", "mass"]))
+def test_ece_is_the_weighted_gap_of_the_reliability_diagram(sample, bins, scheme):
+    count, mean_confidence, accuracy = ev.reliability(*sample, bins, scheme)
+    assert count.sum() == len(sample[0]) and (np.isnan(accuracy) == (count == 0)).all()
+    expected = np.nansum(count * np.abs(accuracy - mean_confidence)) / count.sum()
+    assert ev.ece(*sample, bins, scheme) == pytest.approx(expected, abs=1e-12)
+    assert ev.ece(*sample, bins, scheme) >= abs(sample[0].mean() - sample[1].mean()) - 1e-12
+
+
+@pytest.mark.parametrize("bins, scheme", [(0, "width"), (-1, "mass"), (2.5, "width"), (10, "quantile")])
+def test_bad_binning_is_refused(bins, scheme):
+    for f in (ev.ece, ev.reliability):
+        with pytest.raises(ValueError, match="bins|scheme"):
+            f([0.5], [1], bins, scheme)
+
+
+# Brier, NLL, AUROC
+
+
+@settings(max_examples=50, deadline=None)
+@given(samples)
+def test_brier_nll_auroc_are_those_of_sklearn(sample):
+    c, y = sample
+    assert ev.brier(c, y) == pytest.approx(brier_score_loss(y, c, pos_label=1), abs=1e-12)
+    clipped = np.clip(c, 1e-6, 1 - 1e-6)
+    assert ev.nll(c, y) == pytest.approx(log_loss(y, clipped, labels=[0, 1]), abs=1e-9)
+    if len(set(y)) == 2:
+        assert ev.auroc(c, y) == pytest.approx(roc_auc_score(y, c), abs=1e-12)
+    else:
+        assert math.isnan(ev.auroc(c, y))
+
+
+def test_auroc_counts_pairs_ties_as_halves():
+    assert ev.auroc([0.5, 0.5], [0, 1]) == 0.5
+    assert ev.auroc([0.2, 0.5, 0.5, 0.9], [0, 0, 1, 1]) == (1 + 1 + 0.5 + 1) / 4
+    assert ev.auroc([0.9, 0.1], [0, 1]) == 0
+
+
+def test_nll_of_a_wrong_certainty_is_finite():
+    assert ev.nll([1.0], [0]) == pytest.approx(-math.log(1e-6))
+    assert ev.nll([0.0], [1]) == pytest.approx(-math.log(1e-6))
+    assert 0 < ev.nll([1.0, 0.0], [1, 0]) < 2e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(samples, st.integers(0, 10**6))
+def test_order_of_the_answers_does_not_matter(sample, seed):
+    c, y = sample
+    perm = np.random.default_rng(seed).permutation(len(c))
+    for f in METRICS:
+        assert f(c[perm], y[perm]) == pytest.approx(f(c, y), abs=1e-12, nan_ok=True)
+
+
+# AURC
+
+
+def brute_force_risk(c, y):
+    """Mean risk curve over all orders of the answers that are sorted by confidence."""
+    orders = [p for p in itertools.permutations(range(len(c))) if all(np.diff(c[list(p)]) <= 0)]
+    wrong = np.array([[1 - y[i] for i in p] for p in orders])
+    return (np.cumsum(wrong, axis=1) / np.arange(1, len(c) + 1)).mean(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_risk_is_the_mean_over_all_orders_of_ties(seed):
+    rng = np.random.default_rng(seed)
+    c, y = rng.integers(0, 4, 7) / 4, rng.integers(0, 2, 7)
+    coverage, risk = ev.risk_coverage(c, y)
+    np.testing.assert_allclose(coverage, np.arange(1, 8) / 7)
+    np.testing.assert_allclose(risk, brute_force_risk(c, y), atol=1e-12)
+    assert ev.aurc(c, y) == pytest.approx(brute_force_risk(c, y).mean(), abs=1e-12)
+
+
+def test_aurc_by_hand():
+    assert ev.aurc([0.9, 0.5, 0.1], [1, 1, 0]) == pytest.approx((0 + 0 + 1 / 3) / 3)
+    assert ev.aurc([0.1, 0.5, 0.9], [1, 1, 0]) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert ev.aurc([0.5] * 5, [1, 0, 0, 1, 0]) == pytest.approx(0.6)  # constant: the error rate
+
+
+# Families, and all together
+
+
+def test_metrics_are_the_single_ones():
+    c, y = stated(200)
+    m = ev.metrics(c, y)
+    assert m["n"] == 200 and m["distinct"] == len(set(c.tolist()))
+    assert m["accuracy"] == pytest.approx(y.mean()) and m["mean_confidence"] == pytest.approx(c.mean())
+    for name, f in zip(("ece", "ece_mass", "brier", "nll", "auroc", "aurc"), METRICS, strict=True):
+        assert m[name] == pytest.approx(f(c, y), abs=1e-12)
+    assert math.isnan(m["auroc_within"]) and math.isnan(m["ece_within"])
+
+
+def test_within_families():
+    c, y = stated(300, seed=1)
+    names = ["geography", "arithmetic", "trivia", "easy"]
+    family = np.random.default_rng(2).choice(names, 300, p=[0.5, 0.3, 0.1, 0.1])
+    y[family == "easy"] = 1  # one class: out of the AUROC, not out of the ECE
+    m = ev.metrics(c, y, family)
+    aurocs = [roc_auc_score(y[family == f], c[family == f]) for f in names[:3]]
+    assert m["auroc_within"] == pytest.approx(np.mean(aurocs), abs=1e-12)
+    eces = [(family == f).mean() * ev.ece(c[family == f], y[family == f]) for f in set(family)]
+    assert m["ece_within"] == pytest.approx(sum(eces), abs=1e-12)
+    assert m["ece"] == pytest.approx(ev.ece(c, y), abs=1e-12)
+
+
+def test_family_prior_knows_nothing_within_families():
+    family = np.repeat([0, 1], 50)
+    y = np.concatenate([np.arange(50) < 10, np.arange(50) < 40])
+    m = ev.metrics(np.where(family == 0, 0.2, 0.8), y, family)
+    assert m["auroc"] == pytest.approx(0.8) and m["auroc_within"] == 0.5
+    assert m["ece_within"] == pytest.approx(0)
+    assert math.isnan(ev.metrics([0.1, 0.9], [0, 1], ["a", "b"])["auroc_within"])
+
+
+# Bootstrap
+
+
+def test_bootstrap_is_a_loop_over_resamples():
+    c, y = stated(40, seed=3)
+    family = np.arange(40) % 7  # so small that some resamples have families of one class, or none of them
+    y[family == 0] = 0
+    got = ev.bootstrap(c, y, family, resamples=200, seed=5, level=0.9)
+    drawn = np.random.default_rng(5).integers(40, size=(200, 40))
+    rows = [ev.metrics(c[i], y[i], family[i]) for i in drawn]
+    assert set(got) == rows[0].keys() - {"n", "distinct"}
+    for name, interval in got.items():
+        expected = np.nanquantile([row[name] for row in rows], [0.05, 0.95])
+        assert interval == pytest.approx(expected, abs=1e-12), name
+
+
+def test_bootstrap_in_chunks_is_the_same_loop():
+    c, y = stated(3000)  # 66 resamples at a time
+    got = ev.bootstrap(c, y, resamples=150, seed=1)
+    drawn = np.random.default_rng(1).integers(3000, size=(150, 3000))
+    expected = np.quantile([ev.brier(c[i], y[i]) for i in drawn], [0.025, 0.975])
+    assert got["brier"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_is_seeded():
+    c, y = stated(60)
+    a, b, other = (ev.bootstrap(c, y, resamples=50, seed=s)["brier"] for s in (0, 0, 1))
+    assert a == b != other
+
+
+def test_bootstrap_resamples_where_a_metric_is_nan_are_left_out():
+    c, y = stated(6, seed=1)
+    y[:] = 0, 0, 0, 0, 0, 1  # a third of the resamples have no right answer
+    lo, hi = ev.bootstrap(c, y)["auroc"]
+    assert 0 <= lo <= ev.auroc(c, y) <= hi <= 1
+    for name in ("auroc", "auroc_within", "ece_within"):
+        assert np.isnan(ev.bootstrap(c, np.ones(6), resamples=20)[name]).all()
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, covered = np.random.default_rng(0), {"accuracy": 0, "brier": 0}
+    for trial in range(200):
+        c = rng.choice([0.1, 0.4, 0.8], 200)
+        interval = ev.bootstrap(c, rng.random(200) < c, resamples=200, seed=trial, level=0.9)
+        truth = {"accuracy": 1.3 / 3, "brier": (0.09 + 0.24 + 0.16) / 3}  # E (c - y)^2 = c (1 - c)
+        for name in covered:
+            covered[name] += interval[name][0] <= truth[name] <= interval[name][1]
+    assert 165 <= covered["accuracy"] <= 195 and 165 <= covered["brier"] <= 195  # 180 +- 3.5 sigma
+
+
+@pytest.mark.parametrize("option", [{"resamples": 0}, {"level": 0}, {"level": 1}, {"level": 95}])
+def test_bad_bootstrap_is_refused(option):
+    with pytest.raises(ValueError, match="resamples"):
+        ev.bootstrap([0.5], [1], **option)
+
+
+# Missing statements, the table, what is refused
+
+
+def test_with_missing_drops_and_counts_as_worst():
+    confidence, correct = [0.7, None, 0.2, None, 0.0], [1, 1, 0, 0, 0]
+    (c, y), (worst, all_correct) = ev.with_missing(confidence, correct)
+    assert c.tolist() == [0.7, 0.2, 0.0] and y.tolist() == [1, 0, 0]
+    assert worst.tolist() == [0.7, 0.0, 0.2, 1.0, 0.0] and all_correct.tolist() == correct
+    assert confidence == [0.7, None, 0.2, None, 0.0]
+    for fill in itertools.product([0, 0.5, 1], repeat=2):
+        filled = [0.7, fill[0], 0.2, fill[1], 0.0]
+        assert ev.brier(filled, correct) <= ev.brier(worst, all_correct)
+    (c, _), (worst, _) = ev.with_missing([None, None], [0, 1])
+    assert c.size == 0 and worst.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="0 to 1"):
+        ev.with_missing([0.5, np.nan], [0, 1])
+
+
+def test_table():
+    row = {"accuracy": 0.5, "ece": 0.0361, "ece_mass": 0.04, "brier": 0.087, "nll": 0.3, "aurc": 0.1}
+    row["auroc"] = math.nan  # and no auroc_within at all
+    interval = {"ece": (0.021, 0.0512), "auroc": (math.nan, math.nan), "brier": (math.nan, math.nan)}
+    lines = ev.table({"ours": row | {"interval": interval}, "base rate": row}).split("\n")
+    assert len(lines) == 4
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == "Method,Accuracy,ECE,ECE (mass),Brier,NLL,AUROC,AUROC within,AURC".split(",")
+    assert cells[3] == ["base rate", "0.500", "0.036", "0.040", "0.087", "0.300", "n/a", "n/a", "0.100"]
+    assert cells[2] == ["ours", "0.500", "0.036 [0.02, 0.05]", *cells[3][3:]]
+
+
+@pytest.mark.parametrize(
+    "confidence, correct, message",
+    [
+        ([], [], "no confidences"),
+        ([0.5, 0.5], [1], "one length"),
+        ([[0.5]], [[1]], "one length"),
+        ([0.5, np.nan], [1, 0], "0 to 1"),
+        ([0.5, None], [1, 0], "0 to 1"),
+        ([0.5, 73], [1, 0], "0 to 1"),
+        ([0.5, -0.01], [1, 0], "0 to 1"),
+        ([0.5, 0.5], [1, 2], "0 or 1"),
+        ([0.5, 0.5], [1, 0.5], "0 or 1"),
+        ([0.5, 0.5], [1, np.nan], "0 or 1"),
+    ],
+)
+def test_bad_input_is_refused_by_every_metric(confidence, correct, message):
+    for f in (*METRICS, ev.reliability, ev.risk_coverage, ev.metrics, ev.bootstrap):
+        with pytest.raises(ValueError, match=message):
+            f(confidence, correct)
+
+
+def test_family_of_another_length_is_refused():
+    for f in (ev.metrics, ev.bootstrap):
+        with pytest.raises(ValueError, match="family must be 2 labels"):
+            f([0.5, 0.6], [1, 0], ["a"])
+
+
+def test_inputs_are_not_mutated():
+    c, y = stated(30)
+    before = c.copy(), y.copy()
+    ev.bootstrap(c, y, np.arange(30) % 3, resamples=5)
+    ev.with_missing(c, y)
+    for f in METRICS:
+        f(c, y)
+    np.testing.assert_array_equal(c, before[0])
+    np.testing.assert_array_equal(y, before[1])

@@ -1,0 +1,161 @@
+"""A small world of invented facts whose probabilities are known, and a tiny GPT-2 that learns it in a minute or two.
+
+A question is a relation of a subject: "banner of Zorva". Nobody agrees on the answer: each question has four possible
+ones with known probabilities, reports in the training corpus are drawn from them, and the gold answer is one more
+draw. So P(correct) of every answer is known exactly, which no real data set allows.
+
+What makes a question easy is its top probability. Most of it is the *fame* of the subject: everybody agrees on the
+facts of a famous one. Some of it is the relation, and some is the question's own. Fame is therefore the thing to
+discover: a student that reads it from the model's own activations can be calibrated on subjects and on relations that
+it was never trained on.
+
+Six families (relations) share three kinds of answers. Three families are used for training, the others are unseen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from data import Question
+
+KINDS = {
+    "colour": "red blue green yellow black white purple orange silver golden pink brown".split(),
+    "animal": "wolf eagle bear lion snake horse raven stag boar fox owl bull".split(),
+    "stone": "ruby jade opal amber topaz onyx agate pearl garnet quartz beryl jasper".split(),
+}
+# relation -> the kind of its answers, and how much easier than average its questions are
+FAMILIES = {
+    "banner": ("colour", 0.0), "emblem": ("animal", 0.6), "crown": ("stone", -0.6),
+    "river": ("colour", -0.3), "guardian": ("animal", 0.3), "temple": ("stone", 0.0),
+}  # fmt: skip
+TRAINED, UNSEEN = ("banner", "emblem", "crown"), ("river", "guardian", "temple")
+REST = np.array([0.5, 0.3, 0.2])  # how the other three answers share what the first one leaves
+
+
+@dataclass(frozen=True)
+class World:
+    """N questions: family and subject of each, its four answers (N, 4), and their probabilities (N, 4)."""
+
+    family: list
+    subject: list
+    answers: np.ndarray
+    probs: np.ndarray
+
+    def questions(self, families, seed):
+        """The questions of some families, each with one gold answer drawn from the known distribution."""
+        rng = np.random.default_rng(seed)
+        gold = [rng.choice(a, p=p) for a, p in zip(self.answers, self.probs, strict=True)]
+        return [
+            Question(f"{f}-{s}", f"{f} of {s}", (str(g),), f, truth=dict(zip(a.tolist(), p.tolist(), strict=True)))
+            for f, s, a, p, g in zip(self.family, self.subject, self.answers, self.probs, gold, strict=True)
+            if f in families
+        ]
+
+
+def world(per_family=700, seed=0):
+    rng = np.random.default_rng(seed)
+    family = [f for f in FAMILIES for _ in range(per_family)]
+    onsets, vowels = "b br d dr f g gr h k kr l m n p r s st t tr v z".split(), "a e i o u".split()
+    names = sorted({(a + v + b + w).capitalize() for a in onsets for v in vowels for b in onsets for w in vowels})
+    subject = [str(name) for name in rng.choice(names, len(family), replace=False)]
+    fame = rng.normal(0, 1.6, len(family))
+    ease = np.array([FAMILIES[f][1] for f in family])
+    first = 0.28 + 0.70 / (1 + np.exp(-(fame + ease)))  # (N,)
+    probs = np.concatenate([first[:, None], (1 - first)[:, None] * REST], axis=1)
+    answers = np.stack([rng.choice(KINDS[FAMILIES[f][0]], 4, replace=False) for f in family])
+    return World(family, subject, answers, probs)
+
+
+def tokenizer(world):
+    """One token per word, per number and per line end, with its blank; decoding is concatenation."""
+    words = ["<eos>", "<unk>", "\n", "Question:", "Answer:", "Confidence:", " of"]
+    words += [" " + w for w in [*FAMILIES, *sum(KINDS.values(), []), *world.subject]]
+    words += [f" {c}%" for c in range(0, 101, 5)]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    # blanks stay with the word that they precede
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\n"), behavior="isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def corpus(world, tokenizer):
+    """Returns draw(n, rng) -> (n, 11) token ids of reports, each with a confidence that means nothing."""
+    vocab = tokenizer.get_vocab()
+    answer = np.vectorize(lambda word: vocab[" " + word])(world.answers)  # (N, 4)
+    subject = np.array([vocab[" " + s] for s in world.subject])
+    family = np.array([vocab[" " + f] for f in world.family])
+    number = np.array([vocab[f" {c}%"] for c in range(0, 101, 5)])
+    cdf = world.probs.cumsum(1)
+
+    def draw(n, rng):
+        q = rng.integers(len(subject), size=n)
+        which = (rng.random((n, 1)) > cdf[q]).sum(1).clip(max=3)
+        fixed = {k: np.full(n, vocab[k]) for k in ("Question:", " of", "\n", "Answer:", "Confidence:")}
+        return np.stack([
+            fixed["Question:"], family[q], fixed[" of"], subject[q], fixed["\n"],
+            fixed["Answer:"], answer[q, which], fixed["\n"],
+            fixed["Confidence:"], number[rng.integers(len(number), size=n)], fixed["\n"],
+        ], axis=1)  # fmt: skip
+
+    return draw
+
+
+def train(world, steps=700, batch=512, lr=3e-3, seed=0, width=96, layers=3):
+    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.8M parameters."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    tok = tokenizer(world)
+    config = GPT2Config(
+        vocab_size=len(tok), n_positions=64, n_embd=width, n_layer=layers, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, initializer_range=0.1, bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    draw = corpus(world, tok)
+    # a fact is one row of the embedding, seen a few dozen times in all: it needs the larger steps
+    embedding = [model.transformer.wte.weight]
+    others = [p for p in model.parameters() if p is not embedding[0]]
+    optimizer = torch.optim.AdamW(
+        [{"params": embedding, "lr": 5 * lr}, {"params": others, "lr": lr}], betas=(0.9, 0.98), weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
+    bar = tqdm(range(steps), desc="toy: language model", unit="step")
+    for step in bar:
+        ids = torch.from_numpy(draw(batch, rng))  # (B, 11)
+        # which question comes next cannot be learned, and its noise would drown the answer
+        logits = model(input_ids=ids[:, :-1], logits_to_keep=5).logits  # (B, 5, V) from "Answer:" on
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -5:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model.eval(), tok
+
+
+def build(folder, seed):
+    """Train the toy model and save it as an ordinary Hugging Face folder; returns its error on the known facts."""
+    facts = world(seed=seed)
+    model, tok = train(facts, seed=seed)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    model.save_pretrained(temporary)
+    tok.save_pretrained(temporary)
+    temporary.rename(folder)
+    print(f"toy: mean |model's probability - true probability| = {error(model, tok, facts):.3f}")
+
+
+@torch.no_grad()
+def error(model, tok, world):
+    """Mean absolute difference between the model's and the true probability of each question's first answer."""
+    vocab = tok.get_vocab()
+    ids = torch.tensor([tok(f"Question: {f} of {s}\nAnswer:").input_ids for f, s in zip(world.family, world.subject, strict=True)])
+    probs = torch.cat([model(input_ids=x).logits[:, -1].softmax(-1) for x in ids.split(512)])  # (N, V)
+    first = torch.tensor([vocab[" " + a] for a in world.answers[:, 0]])
+    return float(np.abs(probs.gather(1, first[:, None])[:, 0].numpy() - world.probs[:, 0]).mean())
