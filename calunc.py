@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from run import STAGES, Config, Run, check
+from run import STAGES, Config, Run, check, key, read_lines
 
 
 def parse(argv):
@@ -51,7 +51,8 @@ def load_model(config, run):
     import toy
     from rl import amp_dtype
 
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
     name = config.model
     if name == "toy":
         name = run.path("model")
@@ -108,23 +109,30 @@ def stage_sample(config, run):
     stop = lm.stop_ids(model, "\n")
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
-    rows, bar = {}, tqdm(total=len(questions), desc="sampling answers", unit="question")
-    for batch in batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
+    # finished batches are kept, so that an interrupted run goes on where it was
+    partial = run.path(f".samples-{key('sample', config)}.jsonl")
+    rows = {(row["part"], row["id"]): row for row in read_lines(partial)}
+    todo = [(part, q) for part, q in questions if (part, q.id) not in rows]
+    bar = tqdm(total=len(questions), initial=len(rows), desc="sampling answers", unit="question")
+    for batch in batches(todo, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
         start = time.perf_counter()
-        seeds = [lm.seed_of(config.seed, "sample", part, q.id) for part, q in batch]
+        seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
         ids = [prompts[part, q.id] for part, q in batch]
         drawn = lm.sample(model, ids, temperatures, config.answer_tokens, stop, seeds)
         seconds = (time.perf_counter() - start) / len(batch)
-        for (part, q), completions in zip(batch, drawn, strict=True):
-            texts = [data.clean_answer(model.decode(c)) for c in completions]
-            rows[part, q.id] = {
-                "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
-                "answer_tokens": len(completions[0]), "sample_tokens": sum(map(len, completions[1:])),
-                "seconds": seconds,
-            }  # fmt: skip
+        with partial.open("a", encoding="utf-8") as file:
+            for (part, q), completions in zip(batch, drawn, strict=True):
+                texts = [data.clean_answer(model.decode(c)) for c in completions]
+                row = rows[part, q.id] = {
+                    "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
+                    "answer_tokens": len(completions[0]), "sample_tokens": sum(map(len, completions[1:])),
+                    "seconds": seconds,
+                }  # fmt: skip
+                file.write(json.dumps(row) + "\n")
         bar.update(len(batch))
     bar.close()
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
+    partial.unlink(missing_ok=True)
 
 
 # ---- stage 2: calibrate -----------------------------------------------------------------------------------------

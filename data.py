@@ -76,7 +76,7 @@ def from_hub(name, rows=None):
 def read_jsonl(path):
     """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     found = []
@@ -119,12 +119,13 @@ def load(name):
     Raises ValueError for an unknown name, with the nearest known one.
     """
     questions = []
-    for part in name.split(","):
+    for part in map(str.strip, name.split(",")):
         base, _, family = part.partition(":")
         if base == "facts":
             found = [q for q in from_jsonl(FACTS) if family in ("", q.family)]
             if not found:
-                raise ValueError(f"facts has no family {family!r}; it has {sorted({q.family for q in from_jsonl(FACTS)})}")
+                known = ", ".join(sorted({q.family for q in from_jsonl(FACTS)}))
+                raise ValueError(f"facts has no family {family!r}; it has {known}")
         elif part in HUB:
             found = from_hub(part)
         elif Path(part).is_file():
@@ -135,36 +136,40 @@ def load(name):
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a path to a JSONL file"
             raise ValueError(f"no data set or file called {part!r}; {hint}")
         questions += [replace(q, source=part) for q in found]
+    ids = Counter(q.id for q in questions).most_common(1)
+    if ids and ids[0][1] > 1:
+        raise ValueError(f"{name}: the id {ids[0][0]!r} occurs twice")
     return questions
 
 
 def split(questions, sizes, seed):
     """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}; groups stay together.
 
-    Every part has the sources in equal shares, as far as each goes. A size of None takes what is left. Raises
-    ValueError where there are too few questions.
+    The sources have equal shares of the whole, as far as each goes, and the parts are alike. Raises ValueError where
+    there are too few questions.
     """
-    groups = {}
+    rng, groups, sources = np.random.default_rng(seed), {}, {}
     for q in questions:
         groups.setdefault(q.group or q.id, []).append(q)
-    order = list(groups)
-    np.random.default_rng(seed).shuffle(order)
-    turn = Counter()
-    turns = {}  # the how-manieth of its source a group is; sorting by it deals the sources out in turn
-    for name in order:
-        source = groups[name][0].source
-        turn[source] += 1
-        turns[name] = turn[source]
-    order, parts = iter(sorted(order, key=turns.get)), {}
+    for name, members in groups.items():
+        sources.setdefault(members[0].source, []).append(name)
+    turns = {}
+    for names in sources.values():
+        turns |= {names[i]: turn for turn, i in enumerate(rng.permutation(len(names)))}
+    dealt, total = [], 0
+    for name in sorted(groups, key=turns.get):  # the sources in turn
+        if total < sum(sizes.values()):
+            dealt.append(name)
+            total += len(groups[name])
+    rng.shuffle(dealt)
+    order, parts = iter(dealt), {}
     for name, size in sizes.items():
-        part = parts[name] = []
-        while size is None or len(part) < size:
+        parts[name] = []
+        while len(parts[name]) < size:
             group = next(order, None)
             if group is None:
-                break
-            part += groups[group]
-        if size is not None and len(part) < size or not part:
-            raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
+                raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
+            parts[name] += groups[group]
     return parts
 
 
@@ -253,13 +258,14 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”´`
 
 def normalise(text):
     """Lower case, no diacritics, no punctuation, no articles, single blanks (after SQuAD's script, Rajpurkar 2016)."""
-    text = unicodedata.normalize("NFKD", text.lower())
+    text = unicodedata.normalize("NFKD", text).lower()
     text = "".join(c for c in text if not unicodedata.combining(c)).translate(_PUNCTUATION)
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    words = text.split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def _number(text):
-    match = re.fullmatch(r"[$€£]?\s*([-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+)\s*[%.]?", text.strip())
+    match = re.fullmatch(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*[%.]?", text.strip())
     return float(match[1].replace(",", "")) if match else None
 
 
@@ -270,8 +276,11 @@ def grade(answer, accepted, grader="exact"):
     """
     number, ours = _number(answer), normalise(answer)
     for gold in accepted:
-        if number is not None and _number(gold) == number:
-            return 1
+        value = _number(gold)
+        if number is not None and value is not None:
+            if number == value:
+                return 1
+            continue  # two numbers are never compared as words: "-5" is not "5"
         theirs = normalise(gold)
         # an accepted answer of punctuation alone normalises to nothing, and nothing must not match everything
         if theirs and (ours == theirs or grader == "contains" and f" {theirs} " in f" {ours} "):

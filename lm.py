@@ -136,6 +136,7 @@ def load_adapter(lm, folder):
     if not _loras(lm):
         add_lora(lm, config["r"], config["lora_alpha"])
     for name, module in _loras(lm).items():
+        module.scale = config["lora_alpha"] / config["r"]
         for part in "AB":
             value = tensors.pop(f"base_model.model.{name}.lora_{part}.weight", None)
             parameter = getattr(module, part)
@@ -186,13 +187,21 @@ class _Rows:
         # a token sees the prompt and the earlier tokens of its own completion; padding sees padding, never nothing
         mine = (self.owner[:, None] == PROMPT) | (self.owner[:, None] == owner[:, :, None])
         visible = mine & (self.position[:, None] <= position[:, :, None])  # (Q, T, C)
-        model = self.lm.model
-        if model.config._attn_implementation == "eager":  # adds its mask; the others take booleans
-            visible = torch.zeros(visible.shape, device=ids.device, dtype=model.dtype).masked_fill(
-                ~visible, torch.finfo(model.dtype).min
-            )
+        model, config = self.lm.model, self.lm.model.config.get_text_config()
+
+        def mask(visible):
+            if model.config._attn_implementation == "eager":  # adds its mask; the others take booleans
+                zeros = torch.zeros(visible.shape, device=ids.device, dtype=model.dtype)
+                visible = zeros.masked_fill(~visible, torch.finfo(model.dtype).min)
+            return visible[:, None]
+
+        masks, window = mask(visible), getattr(config, "sliding_window", None)
+        if window:  # some layers, or all of them, see the last tokens alone
+            near = mask(visible & (position[:, :, None] - self.position[:, None] < window))
+            mixed = getattr(config, "layer_types", None)
+            masks = {"full_attention": masks, "sliding_attention": near} if mixed else near
         return model(
-            input_ids=ids, attention_mask=visible[:, None], position_ids=position, past_key_values=self.cache,
+            input_ids=ids, attention_mask=masks, position_ids=position, past_key_values=self.cache,
             use_cache=True, logits_to_keep=keep,
         ).logits  # fmt: skip
 
@@ -205,9 +214,10 @@ def seed_of(*parts):
 @functools.cache
 def stop_ids(lm, characters="\n"):
     """The tokens that end a completion: every eos of the model and every token that contains one of `characters`."""
-    eos = getattr(lm.model.generation_config, "eos_token_id", None)
-    eos = set(eos) if isinstance(eos, list | tuple) else {eos}
-    eos |= {lm.tokenizer.eos_token_id, lm.model.config.get_text_config().eos_token_id}
+    eos = {lm.tokenizer.eos_token_id}
+    for config in (lm.model.generation_config, lm.model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        eos |= set(ids) if isinstance(ids, list | tuple) else {ids}
     texts = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
     return frozenset(i for i in eos if isinstance(i, int)) | {
         i for i, text in enumerate(texts) if any(c in text for c in characters)
@@ -215,12 +225,17 @@ def stop_ids(lm, characters="\n"):
 
 
 def _pick(logits, temperature, uniform):
-    """Inverse-CDF sampling, (B, V), (B,), (B,) -> (B,). One uniform number decides a token, whatever the batch."""
-    logits = logits.float()
-    probs = torch.softmax(logits / temperature.clamp_min(1e-6)[:, None], dim=-1)
-    cdf = probs.double().cumsum(-1)
-    sampled = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-    return torch.where(temperature > 0, sampled.clamp_max(logits.shape[1] - 1), logits.argmax(-1))
+    """Inverse-CDF sampling, (R, S, V), (R, S, m), (R, S, m) -> (R, S, m): m tokens from each distribution.
+
+    One uniform number decides a token, whatever else is in the batch. Temperature 0 is greedy.
+    """
+    token = logits.argmax(-1, keepdim=True).expand_as(uniform)
+    for t in temperature.unique().tolist():
+        if t > 0:
+            cdf = torch.softmax(logits.float() / t, dim=-1).double().cumsum(-1)
+            drawn = torch.searchsorted(cdf, uniform * cdf[..., -1:], right=True).clamp_max(logits.shape[-1] - 1)
+            token = torch.where(temperature == t, drawn, token)
+    return token
 
 
 @torch.no_grad()
@@ -241,32 +256,32 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds):
         torch.rand(n, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     ]).to(device)  # (Q, n, T)  # fmt: skip
-    temperature = torch.tensor(temperatures, device=device, dtype=torch.float32)
+    temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
     rows = _Rows(lm, prompts)
-    out = [[[] for _ in range(n)] for _ in prompts]
-    writing = [list(range(n)) for _ in prompts]  # the completions of each prompt that are not finished
+    # the first tokens of all completions of a prompt come from one distribution
+    first = _pick(rows.last[:, None], temperature.expand(len(prompts), 1, n), uniform[:, None, :, 0])[:, 0]  # (Q, n)
+    out = [[[token] for token in group] for group in first.tolist()]
     row_of = list(range(len(prompts)))  # the prompt of each row that is left
-    logits = rows.last[:, None].expand(-1, n, -1)  # (rows, slots, V)
-    for step in range(max_new_tokens):
-        # slots are padded on the left, so a row's last `len` slots are its own
-        slots = [(r, logits.shape[1] - len(writing[q]) + k, q, c)
-                 for r, q in enumerate(row_of) for k, c in enumerate(writing[q])]  # fmt: skip
-        r, k, q, c = torch.tensor(slots, device=device).T
-        tokens = _pick(logits[r, k], temperature[c], uniform[q, c, step]).tolist()
-        for (_, _, q, c), token in zip(slots, tokens, strict=True):
-            out[q][c].append(token)
-        writing = [[c for c in cs if out[q][c][-1] not in stop] for q, cs in enumerate(writing)]
-        keep = [r for r, q in enumerate(row_of) if writing[q]]
-        if step + 1 == max_new_tokens or not keep:
+    for step in range(1, max_new_tokens):
+        writing = [[c for c in range(n) if out[q][c][-1] not in stop] for q in row_of]
+        if not any(writing):
             break
-        if len(keep) < len(row_of):
+        if not all(writing):
+            keep = [r for r, cs in enumerate(writing) if cs]
             rows.select(keep)
-            row_of = [row_of[r] for r in keep]
+            row_of, writing = [row_of[r] for r in keep], [writing[r] for r in keep]
         logits = rows.extend(
-            [[out[q][c][-1] for c in writing[q]] for q in row_of],
-            [writing[q] for q in row_of],
-            [[len(prompts[q]) + step] * len(writing[q]) for q in row_of],
-        )
+            [[out[q][c][-1] for c in cs] for q, cs in zip(row_of, writing, strict=True)],
+            writing,
+            [[len(prompts[q]) + step - 1] * len(cs) for q, cs in zip(row_of, writing, strict=True)],
+        )  # (R, S, V)
+        # a row's completions are in its last slots, behind the padding
+        slots = torch.tensor([[0] * (logits.shape[1] - len(cs)) + cs for cs in writing], device=device)  # (R, S)
+        drawn = uniform[torch.tensor(row_of, device=device)[:, None], slots, step]  # (R, S)
+        tokens = _pick(logits, temperature[slots][..., None], drawn[..., None])[..., 0].tolist()
+        for q, cs, row in zip(row_of, writing, tokens, strict=True):
+            for c, token in zip(cs, row[len(row) - len(cs) :], strict=True):
+                out[q][c].append(token)
     return out
 
 
@@ -317,11 +332,12 @@ def embed(embedder, texts, batch_size=256):
     """Sentences -> (N, d) float32 numpy array of unit length: the mean of the last hidden states over the tokens."""
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
+    blank = " " if embedder.model.get_output_embeddings() is not None else ""
     found = {}
     for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]
-        # an empty sample has no token of its own; a blank stands for it
-        ids = [embedder.encode(text or " ", special=True) or [0] for text in batch]
+        # a language model knows words by the blank before them; an empty text may have no token at all
+        ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]
         width = max(map(len, ids))
         mask = torch.tensor([[1] * len(x) + [0] * (width - len(x)) for x in ids], device=device)
         padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)

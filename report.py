@@ -120,18 +120,18 @@ def _warnings(sets, log):
     found = []
     for name, s in sets.items():
         if s["accuracy"] in (0.0, 1.0):
-            found.append(f"{name}: every answer is {'right' if s['accuracy'] else 'wrong'}, so AUROC is not defined and "
-                         "a constant confidence is perfect.")  # fmt: skip
+            every = "right" if s["accuracy"] else "wrong"
+            found.append(f"{name}: every answer is {every}: AUROC is not defined and a constant confidence is perfect.")
         for title, share in s["malformed"].items():
             if share == 1:
                 found.append(f"{name}: {title}: no confidence was stated at all; its row counts every one as worst.")
             elif share > 0:
                 found.append(f"{name}: {title}: {share:.1%} stated no confidence; they are counted as worst.")
-            if share < 1 and s["methods"][title]["distinct"] == 1 and title not in (METHODS["base rate"],):
-                if title != METHODS["family prior"] or "families" in s:
-                    found.append(f"{name}: {title}: one confidence for everything; it cannot tell right from wrong.")
+            constant = share < 1 and s["methods"][title]["distinct"] == 1
+            if constant and title not in (METHODS["base rate"], METHODS["family prior"]):
+                found.append(f"{name}: {title}: one confidence for everything; it cannot tell right from wrong.")
     if log and all(record["no_signal"] == 1 for record in log):
-        found.append("training: every rollout of every group earned the same reward, so there was nothing to learn from.")
+        found.append("training: all rollouts of each group earned the same reward, so there was nothing to learn from.")
     return found
 
 

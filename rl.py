@@ -142,7 +142,8 @@ def rollout(lm, prompt, asked, temperatures, seeds, reasoning=0, number_tokens=6
                 completions[q][g] = tail[0]
 
     forced = len(prompt.after_reasoning()) if reasoning else 0
-    text = [[LABEL + lm.decode(c) for c in group] for group in completions]
+    decoded = {ids: LABEL + lm.decode(ids) for ids in {tuple(c) for group in completions for c in group}}
+    text = [[decoded[tuple(c)] for c in group] for group in completions]
     confidence = [[parse_confidence(t) for t in group] for group in text]
     actions = [[[1] * (len(h) - forced) + [0] * forced + [1] * len(c) for h, c in zip(hs, cs, strict=True)]
                for hs, cs in zip(heads, completions, strict=True)]  # fmt: skip
@@ -225,15 +226,24 @@ def batch_of(step, n, size, seed):
 
 
 def warm_up(lm, prompt, items, config, optimizer):
-    """One supervised step on the calibrated targets: raise log π(" 73%") for a target of 0.73. -> loss per token"""
+    """One supervised step on the calibrated targets: raise log π(" 75%") for a target of 0.73. -> loss per token
+
+    Multiples of five: people say round numbers, and so does the text that models are trained on.
+    """
     prompts = [prompt.confidence(q, a) for q, a, _ in items]
-    completions = [[lm.encode(f" {100 * p:.0f}%")] for _, _, p in items]
+    completions = [[lm.encode(f" {5 * round(20 * p)}%")] for _, _, p in items]
     with optimizer.autocast():
         logp, mask = completion_logprobs(lm, prompts, completions)
     loss = -logp.sum() / mask.sum()
     optimizer.backward(loss)
     optimizer.step()
     return loss.item()
+
+
+def correlation(pairs):
+    """Pearson correlation of (mean stated confidence, target) over the questions of a step; None if undefined."""
+    x = np.array(pairs).T
+    return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (x.std(axis=1) > 0).all() else None
 
 
 def update(lm, batch, advantages, config, optimizer):
@@ -292,15 +302,19 @@ def train(lm, prompt, items, reward, config, on_step):
                 lm, prompt, [(q, a) for q, a, _ in chosen], [config.temperature] * config.rollouts,
                 [seed_of(config.seed, "rollout", step, i) for i in range(size)], config.reasoning,
             )  # fmt: skip
-        rewards = np.array([[reward(c, p) for c in group] for group, (_, _, p) in zip(batch.confidence, chosen)])
+        pairs = zip(batch.confidence, (p for _, _, p in chosen), strict=True)
+        rewards = np.array([[reward(c, p) for c in group] for group, p in pairs])
         stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
         stated = [c for group in batch.confidence for c in group if c is not None]
+        said = [(np.mean([c for c in group if c is not None]), p)
+                for group, (_, _, p) in zip(batch.confidence, chosen, strict=True) if any(c is not None for c in group)]
         record = {
             "step": step,
             "reward": float(rewards.mean()),
             "malformed": 1 - len(stated) / rewards.size,
             "mean_confidence": float(np.mean(stated)) if stated else None,
             "distinct": len(set(stated)),
+            "correlation": correlation(said),
             "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
             **stats,
             "tokens_per_second": batch.tokens / (time.perf_counter() - start),

@@ -104,8 +104,8 @@ class Run:
         os.replace(temporary, self.path(name))
 
     def read(self, name):
-        text = self.path(name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+        path = self.path(name)
+        return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
     def done(self, stage, config):
         """Was this stage finished with these settings?"""
@@ -122,3 +122,9 @@ def key(stage, config):
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_lines(path):
+    """The rows of a JSONL file, none if it does not exist; a last line that was cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

@@ -33,7 +33,7 @@ FAMILIES = {
     "river": ("colour", -0.3), "guardian": ("animal", 0.3), "temple": ("stone", 0.0),
 }  # fmt: skip
 TRAINED, UNSEEN = ("banner", "emblem", "crown"), ("river", "guardian", "temple")
-REST = np.array([0.5, 0.3, 0.2])  # how the other three answers share what the first one leaves
+REST = np.array([0.45, 0.33, 0.22])  # how the other three answers share what the first one leaves
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class World:
         ]
 
 
-def world(per_family=700, seed=0):
+def world(seed=0):
     rng = np.random.default_rng(seed)
-    family = [f for f in FAMILIES for _ in range(per_family)]
+    family = [f for f in FAMILIES for _ in range(700 if f in TRAINED else 300)]
     onsets, vowels = "b br d dr f g gr h k kr l m n p r s st t tr v z".split(), "a e i o u".split()
     names = sorted({(a + v + b + w).capitalize() for a in onsets for v in vowels for b in onsets for w in vowels})
     subject = [str(name) for name in rng.choice(names, len(family), replace=False)]
-    fame = rng.normal(0, 1.6, len(family))
+    fame = rng.normal(0, 2.5, len(family))
     ease = np.array([FAMILIES[f][1] for f in family])
-    first = 0.28 + 0.70 / (1 + np.exp(-(fame + ease)))  # (N,)
+    first = 0.34 + 0.64 / (1 + np.exp(-(fame + ease)))  # (N,)
     probs = np.concatenate([first[:, None], (1 - first)[:, None] * REST], axis=1)
     answers = np.stack([rng.choice(KINDS[FAMILIES[f][0]], 4, replace=False) for f in family])
     return World(family, subject, answers, probs)
@@ -85,7 +85,11 @@ def tokenizer(world):
 
 
 def corpus(world, tokenizer):
-    """Returns draw(n, rng) -> (n, 11) token ids of reports, each with a confidence that means nothing."""
+    """Returns draw(n, rng) -> (n, 11) token ids: reports, each with a confidence that means nothing, and counting.
+
+    One line in ten counts up or down in steps of 5%. A model that only ever saw meaningless percentages has nearly
+    the same embedding for all of them, and then no policy can tell them apart: real models know how to count.
+    """
     vocab = tokenizer.get_vocab()
     answer = np.vectorize(lambda word: vocab[" " + word])(world.answers)  # (N, 4)
     subject = np.array([vocab[" " + s] for s in world.subject])
@@ -97,16 +101,19 @@ def corpus(world, tokenizer):
         q = rng.integers(len(subject), size=n)
         which = (rng.random((n, 1)) > cdf[q]).sum(1).clip(max=3)
         fixed = {k: np.full(n, vocab[k]) for k in ("Question:", " of", "\n", "Answer:", "Confidence:")}
-        return np.stack([
+        reports = np.stack([
             fixed["Question:"], family[q], fixed[" of"], subject[q], fixed["\n"],
             fixed["Answer:"], answer[q, which], fixed["\n"],
             fixed["Confidence:"], number[rng.integers(len(number), size=n)], fixed["\n"],
         ], axis=1)  # fmt: skip
+        up = rng.integers(len(number) - 10, size=n)[:, None] + np.arange(11)  # (n, 11), consecutive numbers
+        counting = number[np.where(rng.random((n, 1)) < 0.5, up, len(number) - 1 - up)]
+        return np.where(rng.random((n, 1)) < 0.1, counting, reports)
 
     return draw
 
 
-def train(world, steps=700, batch=512, lr=3e-3, seed=0, width=96, layers=3):
+def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
     """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.8M parameters."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -155,7 +162,8 @@ def build(folder, seed):
 def error(model, tok, world):
     """Mean absolute difference between the model's and the true probability of each question's first answer."""
     vocab = tok.get_vocab()
-    ids = torch.tensor([tok(f"Question: {f} of {s}\nAnswer:").input_ids for f, s in zip(world.family, world.subject, strict=True)])
+    names = zip(world.family, world.subject, strict=True)
+    ids = torch.tensor([tok(f"Question: {f} of {s}\nAnswer:").input_ids for f, s in names])
     probs = torch.cat([model(input_ids=x).logits[:, -1].softmax(-1) for x in ids.split(512)])  # (N, V)
     first = torch.tensor([vocab[" " + a] for a in world.answers[:, 0]])
     return float(np.abs(probs.gather(1, first[:, None])[:, 0].numpy() - world.probs[:, 0]).mean())

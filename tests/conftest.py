@@ -2,6 +2,7 @@
 
 import string
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -9,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, processors
 
 import lm as language
 
+hypothesis.settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the models are too small to share between threads
 
 CHAT = (
