@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from run import STAGES, Config, Run, check, key, read_lines
+from run import STAGES, TOY, Config, Run, check, key, read_lines
 
 
 def parse(argv):
@@ -32,10 +32,14 @@ def parse(argv):
     parser.add_argument("--run", help="run folder that `ask` and `predict` use (default: runs/toy)", default="runs/toy")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     for f in fields(Config):
-        help_text = f.metadata["help"].replace("%", "%%") + (f" (default: {f.default})" if f.default != "" else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default, help=help_text,
+        default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
+        text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
+        parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default, help=text,
                             choices=f.metadata.get("choices"))  # fmt: skip
     args = parser.parse_args(argv)
+    if args.model == "toy":
+        parser.set_defaults(**TOY)
+        args = parser.parse_args(argv)
     return args, Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
 
 
@@ -57,6 +61,7 @@ def load_model(config, run):
     if name == "toy":
         name = run.path("model")
         if not name.exists():
+            name.parent.mkdir(parents=True, exist_ok=True)
             toy.build(name, config.seed)
     # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
     dtype = (amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
@@ -81,7 +86,11 @@ def load_questions(config):
         others = {"unseen families": unseen}
     else:
         known = data.load(config.dataset)
-        others = {name: data.load(name) for name in config.ood.split(",") if name}
+        others = {data.short_name(name): data.load(name) for name in config.ood.split(",") if name}
+    if len(known) < sum(sizes.values()):
+        share = len(known) / sum(sizes.values())
+        sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
+        print(f"note: only {len(known)} questions, so the parts are smaller: {sizes}", file=sys.stderr)
     parts = data.split(known, sizes, config.seed)
     for name, questions in others.items():
         parts[name] = data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)[name]
@@ -97,7 +106,7 @@ def batches(items, length, size):
 # ---- stage 1: sample --------------------------------------------------------------------------------------------
 
 
-def stage_sample(config, run):
+def stage_sample(config, run, model, prompt):
     """One answer and n samples for each question -> samples.jsonl"""
     from tqdm import tqdm
 
@@ -105,7 +114,6 @@ def stage_sample(config, run):
     import lm
 
     questions = load_questions(config)
-    model, prompt = load_model(config, run)
     stop = lm.stop_ids(model, "\n")
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
@@ -138,7 +146,7 @@ def stage_sample(config, run):
 # ---- stage 2: calibrate -----------------------------------------------------------------------------------------
 
 
-def stage_calibrate(config, run):
+def stage_calibrate(config, run, model, prompt):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
     import numpy as np
 
@@ -148,7 +156,6 @@ def stage_calibrate(config, run):
     import platt
 
     rows = run.read("samples.jsonl")
-    model, prompt = load_model(config, run)
     embedder = lm.load_embedder(config.embedder, model)
     texts = [text for row in rows for text in row["samples"]]
     embeddings = lm.embed(embedder, texts).reshape(len(rows), config.samples, -1)  # (N, n, d)
@@ -184,14 +191,13 @@ def stage_calibrate(config, run):
 # ---- stage 3: train ---------------------------------------------------------------------------------------------
 
 
-def stage_train(config, run):
+def stage_train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
     import lm
     import rl
 
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [(s["question"], s["answer"], t["target"]) for s, t in pairs if s["part"] == "train"]
-    model, prompt = load_model(config, run)
     lm.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     settings = rl.Config(**{f.name: getattr(config, f.name) for f in fields(rl.Config) if hasattr(config, f.name)}
                          | {"temperature": config.rollout_temperature})  # fmt: skip
@@ -235,7 +241,7 @@ def state_confidence(config, model, prompt, asked, seeds, on):
     return confidence, tokens / len(asked), (time.perf_counter() - start) / len(asked)
 
 
-def stage_eval(config, run):
+def stage_eval(config, run, model, prompt):
     """Stated confidence before and after, beside the teacher and the constants -> report.json, report.md, pictures"""
     import numpy as np
 
@@ -250,7 +256,6 @@ def stage_eval(config, run):
     held_out = [(s, r) for s, r in zip(samples, rows, strict=True) if r["part"] not in ("platt", "train")]
     samples, rows = [s for s, _ in held_out], [r for _, r in held_out]
     labels, families = [r["correct"] for r in labelled], [r["family"] for r in labelled]
-    model, prompt = load_model(config, run)
     lm.load_adapter(model, run.path("adapter"))
 
     asked = [(s["question"], s["answer"]) for s in samples]
@@ -345,21 +350,29 @@ def pipeline(args, config):
     check(config)
     name = "toy" if config.model == "toy" else Path(config.model).name
     run = Run(args.out or f"runs/{name}")
-    wanted = STAGES[: STAGES.index(args.command) + 1]
-    if "sample" in wanted and not run.done("sample", config):
-        load_questions(config)  # a wrong name or a broken file is found before anything is written
-    run.folder.mkdir(parents=True, exist_ok=True)
     work = {"sample": stage_sample, "calibrate": stage_calibrate, "train": stage_train, "eval": stage_eval}
+    wanted = STAGES[: STAGES.index(args.command) + 1]
+    todo = [stage for stage in wanted if not run.done(stage, config)]
     for stage in wanted:
-        if run.done(stage, config):
+        if stage not in todo:
             print(f"{stage}: done before with the same settings")
-            continue
-        start = time.perf_counter()
+    if todo:
+        # whatever cannot be loaded is found before anything is written
+        if "sample" in todo:
+            load_questions(config)
+        if config.embedder != "self":
+            import lm
+
+            lm.find(config.embedder)
+        model, prompt = load_model(config, run)
+        run.folder.mkdir(parents=True, exist_ok=True)
         run.write("config.json", asdict(config))
-        work[stage](config, run)
+    for stage in todo:
+        start = time.perf_counter()
+        work[stage](config, run, model, prompt)
         run.finish(stage, config, time.perf_counter() - start)
     if args.command == "eval":
-        print("\n" + run.path("report.md").read_text())
+        print("\n" + run.path("report.md").read_text(encoding="utf-8"))
         print(f"Everything is in {run.folder}: report.md, report.json and the pictures "
               + ", ".join(sorted(p.name for p in run.folder.glob("*.png"))))  # fmt: skip
 

@@ -113,6 +113,11 @@ def from_jsonl(path):
     return questions
 
 
+def short_name(name):
+    """The name of a set in reports: a file goes by its name alone."""
+    return Path(name).stem if Path(name).is_file() else name
+
+
 def load(name):
     """A comma-separated list of names -> questions. A name is `facts`, a hub set, a path, or `facts:FAMILY`.
 
@@ -131,7 +136,7 @@ def load(name):
         elif Path(part).is_file():
             found = from_jsonl(part)
         else:
-            known = ["toy", "facts", *HUB]
+            known = ["facts", *HUB]
             near = difflib.get_close_matches(part, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a path to a JSONL file"
             raise ValueError(f"no data set or file called {part!r}; {hint}")

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 
@@ -44,12 +44,27 @@ class LM:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def find(name_or_path):
+    """Raises ValueError, in one sentence, unless there is a model of this name; loads no weights."""
+    path = Path(name_or_path)
+    # a name beside existing files is meant as a path, and the hub need not be asked
+    local = path.is_absolute() or path.is_file() or path.parent != Path() and path.parent.is_dir()
+    try:
+        if path.is_dir() or not local:
+            AutoConfig.from_pretrained(name_or_path)
+            return
+    except (OSError, ValueError, KeyError):
+        pass
+    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach")
+
+
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
-    """A hub id or a folder -> LM in evaluation mode with frozen weights.
+    """A hub id or a folder -> LM in evaluation mode with frozen weights. Raises ValueError if there is none.
 
     Evaluation mode switches dropout off for good: GPT-2's default of 0.1 would make the ratio of new to old
-    probabilities random. Raises OSError or ValueError where transformers finds no model.
+    probabilities random.
     """
+    find(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     model = auto_class.from_pretrained(name_or_path, dtype=dtype)
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
