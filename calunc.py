@@ -106,14 +106,13 @@ def batches(items, length, size):
 # ---- stage 1: sample --------------------------------------------------------------------------------------------
 
 
-def stage_sample(config, run, model, prompt):
+def stage_sample(config, run, model, prompt, questions):
     """One answer and n samples for each question -> samples.jsonl"""
     from tqdm import tqdm
 
     import data
     import lm
 
-    questions = load_questions(config)
     stop = lm.stop_ids(model, "\n")
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
@@ -179,7 +178,7 @@ def stage_calibrate(config, run, model, prompt):
     target[labelled] = platt.cross_fit(score[labelled], correct[labelled], fold[labelled])
     run.write("targets.jsonl", [
         {"part": row["part"], "id": row["id"], "family": row["family"], "entropy": h, "correct": c,
-         "target": None if np.isnan(p) else p,  # Platt's own questions have none
+         "target": p,  # none for Platt's own questions
          "truth": row["truth"] and row["truth"].get(row["answer"], 0.0)}
         for row, h, c, p in zip(rows, score.tolist(), correct.tolist(), target.tolist(), strict=True)
     ])  # fmt: skip
@@ -350,26 +349,30 @@ def pipeline(args, config):
     check(config)
     name = "toy" if config.model == "toy" else Path(config.model).name
     run = Run(args.out or f"runs/{name}")
-    work = {"sample": stage_sample, "calibrate": stage_calibrate, "train": stage_train, "eval": stage_eval}
     wanted = STAGES[: STAGES.index(args.command) + 1]
     todo = [stage for stage in wanted if not run.done(stage, config)]
     for stage in wanted:
         if stage not in todo:
             print(f"{stage}: done before with the same settings")
     if todo:
-        # whatever cannot be loaded is found before anything is written
-        if "sample" in todo:
-            load_questions(config)
-        if config.embedder != "self":
-            import lm
+        import lm
 
+        # whatever cannot be loaded is found before anything is written
+        questions = load_questions(config) if "sample" in todo else None
+        if config.embedder != "self":
             lm.find(config.embedder)
         model, prompt = load_model(config, run)
         run.folder.mkdir(parents=True, exist_ok=True)
         run.write("config.json", asdict(config))
+        work = {
+            "sample": lambda: stage_sample(config, run, model, prompt, questions),
+            "calibrate": lambda: stage_calibrate(config, run, model, prompt),
+            "train": lambda: stage_train(config, run, model, prompt),
+            "eval": lambda: stage_eval(config, run, model, prompt),
+        }
     for stage in todo:
         start = time.perf_counter()
-        work[stage](config, run, model, prompt)
+        work[stage]()
         run.finish(stage, config, time.perf_counter() - start)
     if args.command == "eval":
         print("\n" + run.path("report.md").read_text(encoding="utf-8"))

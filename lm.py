@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.pytorch_utils import Conv1D
 
@@ -349,7 +350,7 @@ def embed(embedder, texts, batch_size=256):
     base, device = embedder.model.base_model, embedder.device
     blank = " " if embedder.model.get_output_embeddings() is not None else ""
     found = {}
-    for i in range(0, len(unique), batch_size):
+    for i in tqdm(range(0, len(unique), batch_size), desc="embedding", unit="batch", disable=len(unique) <= batch_size):
         batch = unique[i : i + batch_size]
         # a language model knows words by the blank before them; an empty text may have no token at all
         ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]

@@ -5,6 +5,7 @@ A stage is skipped when it was finished with the same settings, and every artefa
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,11 +105,11 @@ class Run:
         return self.folder / name
 
     def write(self, name, value):
-        """Text as it is, a list as JSONL, anything else as JSON."""
+        """Text as it is, a list as JSONL, anything else as JSON; a number that is not defined becomes null."""
         if isinstance(value, list):
-            value = "".join(json.dumps(row) + "\n" for row in value)
+            value = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in value)
         elif not isinstance(value, str):
-            value = json.dumps(value, indent=2) + "\n"
+            value = json.dumps(_strict(value), allow_nan=False, indent=2) + "\n"
         temporary = self.path(f".{name}.tmp")
         temporary.write_text(value, encoding="utf-8")
         os.replace(temporary, self.path(name))
@@ -132,6 +133,15 @@ def key(stage, config):
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _strict(value):
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_lines(path):

@@ -6,6 +6,7 @@ import string
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -531,43 +532,58 @@ def test_split_is_disjoint_and_has_the_sizes():
     assert qs == before
 
 
-def test_none_takes_the_rest():
-    parts = ids(split(questions(50), {"a": 20, "b": None}, seed=0))
-    assert len(parts["b"]) == 30 and not set(parts["a"]) & set(parts["b"])
-    assert sorted(ids(split(questions(5), {"all": None}, seed=3))["all"]) == [f"q{i}" for i in range(5)]
+def test_every_question_can_be_dealt():
+    parts = ids(split(questions(50), {"a": 20, "b": 30}, seed=3))
+    assert sorted(parts["a"] + parts["b"]) == sorted(q.id for q in questions(50))
 
 
 def test_split_is_decided_by_its_seed():
     qs = questions(40)
-    first = ids(split(qs, {"a": 10, "b": None}, seed=0))
-    assert ids(split(qs, {"a": 10, "b": None}, seed=0)) == first
-    assert ids(split(qs, {"a": 10, "b": None}, seed=1)) != first
-    assert ids(split(qs, {"a": 10, "b": 5}, seed=0))["a"] == first["a"]  # later sizes do not matter
+    first = ids(split(qs, {"a": 10, "b": 20}, seed=0))
+    assert ids(split(qs, {"a": 10, "b": 20}, seed=0)) == first
+    assert ids(split(qs, {"a": 10, "b": 20}, seed=1)) != first
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_stay_together(seed):
     qs = questions(60, group=lambda i: f"g{i % 20}")
-    parts = split(qs, {"a": 20, "b": 15, "c": None}, seed)
+    parts = split(qs, {"a": 20, "b": 15, "c": 24}, seed)
     groups = [{q.group for q in part} for part in parts.values()]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     assert sorted(q.id for part in parts.values() for q in part) == sorted(q.id for q in qs)
-    assert 20 <= len(parts["a"]) < 23 and 15 <= len(parts["b"]) < 18  # filled up with whole groups
+    assert [len(part) for part in parts.values()] == [21, 15, 24]  # filled up with whole groups
+
+
+def shares(parts):
+    return {name: [sum(q.source == s for q in part) for s in "xyz"] for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_part_has_equal_shares_of_the_sources(seed):
-    """A large source does not drown a small one, as long as the small one lasts."""
-    qs = questions(1000, source="x") + questions(30, source="y") + questions(60, source="z")
-    parts = split(qs, {"a": 30, "b": 29, "c": 40, "d": None}, seed)
-    shares = {name: [sum(q.source == s for q in part) for s in "xyz"] for name, part in parts.items()}
-    assert shares["a"] == [10, 10, 10]
-    assert sorted(shares["b"]) == [9, 10, 10]
-    assert sum(shares["c"]) == 40 and sum(s[1] for s in shares.values()) == 30
-    assert sum(map(sum, shares.values())) == len(qs) and parts["a"][0].id != "xq0"
+def test_sources_have_equal_shares(seed):
+    """A large source does not drown a small one, and a source that is used up leaves its share to the others."""
+    qs = questions(400, source="x") + questions(30, source="y") + questions(60, source="z")
+    enough = shares(split(qs, {"a": 30, "b": 20, "c": 25}, seed))
+    assert np.sum(list(enough.values()), axis=0).tolist() == [25, 25, 25]
+    scarce = np.sum(list(shares(split(qs, {"a": 30, "b": 29, "c": 41}, seed)).values()), axis=0)
+    assert scarce.tolist() == [35, 30, 35]
 
 
-@pytest.mark.parametrize("sizes", [{"a": 11}, {"a": 6, "b": 5}, {"a": 10, "b": None}, {"a": 10, "b": 1}])
+def test_parts_are_alike():
+    """A small source is spread over all parts in proportion to their sizes, whichever part comes first."""
+    qs = questions(300, source="x") + questions(30, source="y") + questions(60, source="z")
+    sizes = {"a": 30, "b": 50, "c": 20, "d": 50}  # x and z have 60 each
+    counts = [shares(split(qs, sizes, seed)) for seed in range(200)]
+    for name, size in sizes.items():
+        found = np.array([c[name] for c in counts])  # (seeds, 3)
+        assert (found.sum(1) == size).all()
+        want = size * np.array([0.4, 0.2, 0.4])
+        sd = np.sqrt(want * (1 - want / size) * (150 - size) / 149)  # of a draw without replacement
+        assert (np.abs(found - want) < 4.5 * sd).all()
+        assert (np.abs(found.mean(0) - want) < 4.5 * sd / 200**0.5).all()
+        assert (found.std(0) > 0.5 * sd).all()  # dealt at random
+
+
+@pytest.mark.parametrize("sizes", [{"a": 11}, {"a": 6, "b": 5}, {"a": 10, "b": 1}, {"a": 1, "b": 10}])
 def test_too_few_questions(sizes):
     with pytest.raises(ValueError, match="10 questions are too few"):
         split(questions(10), sizes, seed=0)

@@ -292,16 +292,19 @@ def test_the_ends_of_the_unit_interval(temperature):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(200, 9, generator=generator)
     logits[:, [0, 4, 7, 8]] = -torch.inf
-    t = torch.full((200,), temperature)
-    for end in (0.0, last):
-        tokens = _pick(logits, t, torch.full((200,), end, dtype=torch.float64))
-        assert (logits / temperature).softmax(-1)[torch.arange(200), tokens].gt(0).all()
+    t = torch.full((200, 1, 2), temperature)
+    ends = torch.tensor([0.0, last], dtype=torch.float64).expand(200, 1, 2)
+    tokens = _pick(logits[:, None], t, ends)  # (200, 1, 2)
+    assert (logits / temperature).softmax(-1).gather(1, tokens[:, 0]).gt(0).all()
 
 
 def test_pick_inverts_the_distribution_function():
-    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().expand(6, 4)
-    uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.6001], dtype=torch.float64)
-    assert _pick(logits, torch.ones(6), uniform).tolist() == [0, 0, 1, 1, 2, 3]
+    logits = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[0.4, 0.3, 0.2, 0.1]]]).log()  # (R=2, S=1, V=4)
+    uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.6001], dtype=torch.float64).expand(2, 1, 6)
+    got = _pick(logits, torch.ones(2, 1, 6), uniform)
+    assert got.tolist() == [[[0, 0, 1, 1, 2, 3]], [[0, 0, 0, 0, 0, 1]]]
+    temperature = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.5]).expand(2, 1, 6)  # at 0.5 the weights are 1, 4, 9, 16
+    assert _pick(logits, temperature, uniform).tolist() == [[[0, 3, 1, 1, 3, 3]], [[0, 0, 0, 0, 0, 1]]]
 
 
 def test_the_context_is_a_limit(load):
