@@ -10,14 +10,13 @@ and is skipped when its own are there and were made with the same settings.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from run import STAGES, TOY, Config, Run, check, key, read_lines
+from run import STAGES, TOY, Config, Run, check
 
 
 def parse(argv):
@@ -28,7 +27,7 @@ def parse(argv):
                         help="sample, calibrate, train or eval: go on up to this stage (default: eval, everything); "
                         "ask: answer one question; predict: answer a file of them")  # fmt: skip
     parser.add_argument("question", nargs="?", help="the question for `ask`")
-    parser.add_argument("--out", help="run folder to write (default: runs/MODEL-DATASET); for predict, the JSONL file")
+    parser.add_argument("--out", help="run folder to write (default: runs/MODEL); for predict, the JSONL file")
     parser.add_argument("--run", help="run folder that `ask` and `predict` use (default: runs/toy)", default="runs/toy")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     for f in fields(Config):
@@ -43,274 +42,39 @@ def parse(argv):
     return args, Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
 
 
-# ---- what the stages share --------------------------------------------------------------------------------------
+def pipeline(args, config):
+    """All stages up to the one that was asked for, without those that are done."""
+    check(config)
+    run = Run(args.out or f"runs/{Path(config.model).name}")
+    wanted = STAGES[: STAGES.index(args.command) + 1]
+    todo = [stage for stage in wanted if not run.done(stage, config)]
+    for stage in wanted:
+        if stage not in todo:
+            print(f"{stage}: done before with the same settings")
+    if todo:
+        import stages  # only here, because torch takes seconds to import and --help should not
 
-
-def load_model(config, run):
-    """-> LM and Prompt. The toy model is trained once and kept in the run folder."""
-    import torch
-
-    import data
-    import lm
-    import toy
-    from rl import amp_dtype
-
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    name = config.model
-    if name == "toy":
-        name = run.path("model")
-        if not name.exists():
-            name.parent.mkdir(parents=True, exist_ok=True)
-            toy.build(name, config.seed)
-    # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
-    dtype = (amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
-    loaded = lm.load(name, device, dtype)
-    style = config.prompt
-    if style == "auto":
-        style = "chat" if loaded.tokenizer.chat_template else "fewshot"
-    if style == "chat" and not loaded.tokenizer.chat_template:
-        raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
-    return loaded, data.Prompt(loaded, style, () if config.model == "toy" else data.EXAMPLES)
-
-
-def load_questions(config):
-    """-> list of (part, Question). part: platt, train, test, or the name of an unseen set."""
-    import data
-    import toy
-
-    sizes = {"platt": config.platt_questions, "train": config.train_questions, "test": config.test_questions}
-    if config.model == "toy":
-        world = toy.world(seed=config.seed)
-        known, unseen = (world.questions(f, config.seed) for f in (toy.TRAINED, toy.UNSEEN))
-        others = {"unseen families": unseen}
-    else:
-        known = data.load(config.dataset)
-        others = {data.short_name(name): data.load(name) for name in config.ood.split(",") if name}
-    if len(known) < sum(sizes.values()):
-        share = len(known) / sum(sizes.values())
-        sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
-        print(f"note: only {len(known)} questions, so the parts are smaller: {sizes}", file=sys.stderr)
-    parts = data.split(known, sizes, config.seed)
-    for name, questions in others.items():
-        parts[name] = data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)[name]
-    return [(part, q) for part, questions in parts.items() for q in questions]
-
-
-def batches(items, length, size):
-    """Cut into batches of similar length, so that little is padded; the longest first, so that memory fails early."""
-    items = sorted(items, key=length, reverse=True)
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-# ---- stage 1: sample --------------------------------------------------------------------------------------------
-
-
-def stage_sample(config, run, model, prompt, questions):
-    """One answer and n samples for each question -> samples.jsonl"""
-    from tqdm import tqdm
-
-    import data
-    import lm
-
-    stop = lm.stop_ids(model, "\n")
-    temperatures = [config.answer_temperature] + [config.temperature] * config.samples
-    prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
-    # finished batches are kept, so that an interrupted run goes on where it was
-    partial = run.path(f".samples-{key('sample', config)}.jsonl")
-    rows = {(row["part"], row["id"]): row for row in read_lines(partial)}
-    todo = [(part, q) for part, q in questions if (part, q.id) not in rows]
-    bar = tqdm(total=len(questions), initial=len(rows), desc="sampling answers", unit="question")
-    for batch in batches(todo, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
+        # whatever cannot be loaded is found before anything is written
+        questions = stages.load_questions(config) if "sample" in todo else None
+        if config.embedder != "self":
+            stages.lm.find(config.embedder)
+        model, prompt = stages.load_model(config, run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.write("config.json", asdict(config))
+        work = {
+            "sample": lambda: stages.sample(config, run, model, prompt, questions),
+            "calibrate": lambda: stages.calibrate(config, run, model, prompt),
+            "train": lambda: stages.train(config, run, model, prompt),
+            "eval": lambda: stages.evaluate(config, run, model, prompt),
+        }
+    for stage in todo:
         start = time.perf_counter()
-        seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
-        ids = [prompts[part, q.id] for part, q in batch]
-        drawn = lm.sample(model, ids, temperatures, config.answer_tokens, stop, seeds)
-        seconds = (time.perf_counter() - start) / len(batch)
-        with partial.open("a", encoding="utf-8") as file:
-            for (part, q), completions in zip(batch, drawn, strict=True):
-                texts = [data.clean_answer(model.decode(c)) for c in completions]
-                row = rows[part, q.id] = {
-                    "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
-                    "answer_tokens": len(completions[0]), "sample_tokens": sum(map(len, completions[1:])),
-                    "seconds": seconds,
-                }  # fmt: skip
-                file.write(json.dumps(row) + "\n")
-        bar.update(len(batch))
-    bar.close()
-    run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
-    partial.unlink(missing_ok=True)
-
-
-# ---- stage 2: calibrate -----------------------------------------------------------------------------------------
-
-
-def stage_calibrate(config, run, model, prompt):
-    """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
-    import numpy as np
-
-    import data
-    import entropy
-    import lm
-    import platt
-
-    rows = run.read("samples.jsonl")
-    embedder = lm.load_embedder(config.embedder, model)
-    texts = [text for row in rows for text in row["samples"]]
-    embeddings = lm.embed(embedder, texts).reshape(len(rows), config.samples, -1)  # (N, n, d)
-    score = entropy.von_neumann(entropy.gram(embeddings, config.kernel, config.gamma))  # (N,)
-    correct = np.array([data.grade(row["answer"], row["answers"], config.grader) for row in rows])
-
-    # the questions of Platt's part are in every fit; those for stage 3 are scored by fits that did not see them
-    part = np.array([row["part"] for row in rows])
-    labelled = np.isin(part, ("platt", "train"))
-    fold = np.where(part == "platt", -1, np.arange(len(rows)) % config.folds)
-    fingerprint = {
-        "model": config.model, "prompt": prompt.style, "preamble": lm.seed_of(str(prompt.examples)),
-        "n": config.samples, "temperature": config.temperature, "answer_temperature": config.answer_temperature,
-        "answer_tokens": config.answer_tokens, "embedder": config.embedder, "kernel": config.kernel,
-        "gamma": config.gamma, "grader": config.grader,
-    }  # fmt: skip
-    fit = platt.fit(score[labelled], correct[labelled], fingerprint=fingerprint)
-    for warning in fit.warnings:
-        print(f"warning: Platt scaling: {warning}", file=sys.stderr)
-    target = fit.predict(score)
-    target[labelled] = platt.cross_fit(score[labelled], correct[labelled], fold[labelled])
-    run.write("targets.jsonl", [
-        {"part": row["part"], "id": row["id"], "family": row["family"], "entropy": h, "correct": c,
-         "target": p,  # none for Platt's own questions
-         "truth": row["truth"] and row["truth"].get(row["answer"], 0.0)}
-        for row, h, c, p in zip(rows, score.tolist(), correct.tolist(), target.tolist(), strict=True)
-    ])  # fmt: skip
-    run.write("platt.json", json.loads(fit.to_json()))
-    print(f"Platt scaling: P(correct) = sigma({fit.a:.3f} * entropy + {fit.b:.3f}) on {labelled.sum()} questions, "
-          f"accuracy {correct[labelled].mean():.3f}")  # fmt: skip
-
-
-# ---- stage 3: train ---------------------------------------------------------------------------------------------
-
-
-def stage_train(config, run, model, prompt):
-    """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
-    import lm
-    import rl
-
-    pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
-    items = [(s["question"], s["answer"], t["target"]) for s, t in pairs if s["part"] == "train"]
-    lm.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
-    settings = rl.Config(**{f.name: getattr(config, f.name) for f in fields(rl.Config) if hasattr(config, f.name)}
-                         | {"temperature": config.rollout_temperature})  # fmt: skip
-    log = []
-
-    def on_step(record):
-        log.append(record)
-        run.write("metrics.jsonl", log)
-
-    def reward(confidence, target):
-        return rl.calibration_reward(confidence, target, config.tolerance)
-
-    run.write("metrics.jsonl", log)
-    rl.train(model, prompt, items, reward, settings, on_step)
-    lm.save_adapter(model, run.path("adapter"))
-
-
-# ---- evaluation -------------------------------------------------------------------------------------------------
-
-
-def state_confidence(config, model, prompt, asked, seeds, on):
-    """The greedy statement on each (question, answer), with the adapter on or off -> confidences, tokens, seconds."""
-    from tqdm import tqdm
-
-    import lm
-    import rl
-
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
-    confidence, tokens, start = [None] * len(asked), 0, time.perf_counter()
-    bar = tqdm(total=len(asked), desc=f"stated confidence, {'trained' if on else 'untrained'}", unit="question")
-    for i in range(0, len(order), config.sample_batch):
-        chosen = order[i : i + config.sample_batch]
-        with lm.adapter(model, on):
-            stated = rl.rollout(model, prompt, [asked[j] for j in chosen], [0.0], [seeds[j] for j in chosen],
-                                config.reasoning)  # fmt: skip
-        for j, (c,) in zip(chosen, stated.confidence, strict=True):
-            confidence[j] = c
-        tokens += stated.tokens
-        bar.update(len(chosen))
-    bar.close()
-    return confidence, tokens / len(asked), (time.perf_counter() - start) / len(asked)
-
-
-def stage_eval(config, run, model, prompt):
-    """Stated confidence before and after, beside the teacher and the constants -> report.json, report.md, pictures"""
-    import numpy as np
-
-    import baselines
-    import figures
-    import lm
-    import platt
-    import report
-
-    samples, rows = run.read("samples.jsonl"), run.read("targets.jsonl")
-    labelled = [r for r in rows if r["part"] in ("platt", "train")]
-    held_out = [(s, r) for s, r in zip(samples, rows, strict=True) if r["part"] not in ("platt", "train")]
-    samples, rows = [s for s, _ in held_out], [r for _, r in held_out]
-    labels, families = [r["correct"] for r in labelled], [r["family"] for r in labelled]
-    lm.load_adapter(model, run.path("adapter"))
-
-    asked = [(s["question"], s["answer"]) for s in samples]
-    seeds = [lm.seed_of(config.seed, "eval", r["part"], r["id"]) for r in rows]
-    cost = report.teacher_cost(samples)
-    stated = {}
-    for name, on in (("untrained", False), ("trained", True)):
-        stated[name], tokens, seconds = state_confidence(config, model, prompt, asked, seeds, on)
-        cost[name] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
-    base = baselines.base_rate(labels, len(rows))
-    prior = baselines.family_prior(labels, families, [r["family"] for r in rows])
-    rows = [r | {"untrained": u, "trained": t, "base rate": b, "family prior": p} for r, u, t, b, p in
-            zip(rows, stated["untrained"], stated["trained"], base.tolist(), prior.tolist(), strict=True)]  # fmt: skip
-    run.write("predictions.jsonl", rows)
-
-    fit = platt.Platt.from_json(run.path("platt.json").read_text())
-    log = run.read("metrics.jsonl")
-    result = report.build(rows, fit, log, cost, config, report.environment(model.device))
-    run.write("report.json", result)
-    run.write("report.md", report.markdown(result))
-
-    test = [r for r in rows if r["part"] == "test"]
-    correct = np.array([r["correct"] for r in test])
-    methods = {}
-    for name in ("untrained", "trained", "target"):
-        said = np.array([r[name] is not None for r in test])
-        confidence = np.array([r[name] for r in test if r[name] is not None], dtype=float)
-        title = {"untrained": "Stated, untrained", "trained": "Stated, trained", "target": "Teacher"}[name]
-        methods[title] = (confidence, correct[said])
-    figures.reliability(methods, run.path("reliability.png"))
-    figures.risk_coverage(methods, run.path("risk_coverage.png"))
-    figures.entropy_curve(np.array([r["entropy"] for r in test]), correct, fit, run.path("entropy.png"))
-    figures.training(log, run.path("training.png"))
-
-
-# ---- using the result -------------------------------------------------------------------------------------------
-
-
-def answer_questions(config, run, questions):
-    """Question texts -> [{"question", "answer", "confidence"}], one short generation for each of the two turns."""
-    import data
-    import lm
-
-    model, prompt = load_model(config, run)
-    lm.load_adapter(model, run.path("adapter"))
-    answers, seeds = {}, [lm.seed_of(config.seed, "use", q) for q in questions]
-    prompts = [prompt.answer(q) for q in questions]
-    stop = lm.stop_ids(model, "\n")
-    with lm.adapter(model, False):
-        for batch in batches(range(len(questions)), lambda i: len(prompts[i]), config.sample_batch):
-            drawn = lm.sample(model, [prompts[i] for i in batch], [config.answer_temperature], config.answer_tokens,
-                              stop, [seeds[i] for i in batch])  # fmt: skip
-            answers |= {i: data.clean_answer(model.decode(c)) for i, (c,) in zip(batch, drawn, strict=True)}
-    asked = [(q, answers[i]) for i, q in enumerate(questions)]
-    confidence, _, _ = state_confidence(config, model, prompt, asked, seeds, on=True)
-    return [{"question": q, "answer": a, "confidence": c} for (q, a), c in zip(asked, confidence, strict=True)]
+        work[stage]()
+        run.finish(stage, config, time.perf_counter() - start)
+    if args.command == "eval":
+        print("\n" + run.path("report.md").read_text(encoding="utf-8"))
+        pictures = ", ".join(sorted(p.name for p in run.folder.glob("*.png")))
+        print(f"Everything is in {run.folder}: report.md, report.json and the pictures {pictures}")
 
 
 def trained_run(folder):
@@ -325,66 +89,37 @@ def ask(args):
     if not args.question:
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
     config, run = trained_run(args.run)
-    (found,) = answer_questions(config, run, [args.question])
+    import stages
+
+    (found,) = stages.answer_questions(config, run, [args.question])
     said = "no confidence stated" if found["confidence"] is None else f"confidence {found['confidence']:.0%}"
     print(f"{found['answer']}  ({said})")
 
 
 def predict(args):
-    import data
-
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     config, run = trained_run(args.run)
-    rows = answer_questions(config, run, [row["question"].strip() for _, row in data.read_jsonl(args.input)])
+    import data
+    import stages
+
+    questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
+    rows = stages.answer_questions(config, run, questions)
     out = Path(args.out)
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
-
-
-# ---- command line -----------------------------------------------------------------------------------------------
-
-
-def pipeline(args, config):
-    check(config)
-    name = "toy" if config.model == "toy" else Path(config.model).name
-    run = Run(args.out or f"runs/{name}")
-    wanted = STAGES[: STAGES.index(args.command) + 1]
-    todo = [stage for stage in wanted if not run.done(stage, config)]
-    for stage in wanted:
-        if stage not in todo:
-            print(f"{stage}: done before with the same settings")
-    if todo:
-        import lm
-
-        # whatever cannot be loaded is found before anything is written
-        questions = load_questions(config) if "sample" in todo else None
-        if config.embedder != "self":
-            lm.find(config.embedder)
-        model, prompt = load_model(config, run)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.write("config.json", asdict(config))
-        work = {
-            "sample": lambda: stage_sample(config, run, model, prompt, questions),
-            "calibrate": lambda: stage_calibrate(config, run, model, prompt),
-            "train": lambda: stage_train(config, run, model, prompt),
-            "eval": lambda: stage_eval(config, run, model, prompt),
-        }
-    for stage in todo:
-        start = time.perf_counter()
-        work[stage]()
-        run.finish(stage, config, time.perf_counter() - start)
-    if args.command == "eval":
-        print("\n" + run.path("report.md").read_text(encoding="utf-8"))
-        print(f"Everything is in {run.folder}: report.md, report.json and the pictures "
-              + ", ".join(sorted(p.name for p in run.folder.glob("*.png"))))  # fmt: skip
 
 
 def main(argv=None):
     args, config = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        {"ask": lambda: ask(args), "predict": lambda: predict(args)}.get(args.command, lambda: pipeline(args, config))()
+        if args.command == "ask":
+            ask(args)
+        elif args.command == "predict":
+            predict(args)
+        else:
+            pipeline(args, config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

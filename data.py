@@ -161,13 +161,12 @@ def split(questions, sizes, seed):
     turns = {}
     for names in sources.values():
         turns |= {names[i]: turn for turn, i in enumerate(rng.permutation(len(names)))}
-    dealt, total = [], 0
+    dealt, left, total = [], [], 0
     for name in sorted(groups, key=turns.get):  # the sources in turn
-        if total < sum(sizes.values()):
-            dealt.append(name)
-            total += len(groups[name])
+        (dealt if total < sum(sizes.values()) else left).append(name)
+        total += len(groups[name])
     rng.shuffle(dealt)
-    order, parts = iter(dealt), {}
+    order, parts = iter(dealt + left), {}  # whole groups overfill a part, so that a few more may be needed
     for name, size in sizes.items():
         parts[name] = []
         while len(parts[name]) < size:

@@ -23,7 +23,8 @@ import torch
 from tqdm import tqdm
 
 from data import LABEL, parse_confidence
-from lm import adapter, completion_logprobs, sample, seed_of, stop_ids
+from lm import completion_logprobs, sample, seed_of, stop_ids
+from lora import adapter
 
 KINDS = ("loo", "center", "zscore")
 
@@ -88,8 +89,9 @@ def policy_loss(logp, old_logp, advantages, mask, clip=0.2, normaliser=None):
 def kl_to_reference(logp, ref_logp, mask):
     """Low-variance estimate of KL(policy || reference), k2 = (logp - ref)²/2, (B, T) x 3 -> sum over tokens.
 
-    As a loss on fresh samples, k2 has the expected gradient of KL(policy || reference); k1's is zero, and k3's is
-    that of KL(reference || policy). Names and estimators: Schulman, "Approximating KL Divergence", 2020.
+    As a loss on fresh samples, each token's k2 has the expected gradient of that token's KL(policy || reference) given
+    the tokens before it (that these change too is left out); k1's is zero, and k3's is that of KL(reference || policy).
+    Names and estimators: Schulman, "Approximating KL Divergence", 2020.
     """
     return (0.5 * (logp - ref_logp) ** 2 * mask).sum()
 
@@ -105,7 +107,6 @@ class Rollouts:
     completions: list  # Q lists of G lists of token ids
     actions: list  # the same shape, 1 where the token was sampled and 0 where it was forced
     confidence: list  # Q lists of G, a float in [0, 1] or None
-    text: list  # Q lists of G
 
     @property
     def tokens(self):
@@ -113,44 +114,33 @@ class Rollouts:
         return sum(sum(a) for group in self.actions for a in group)
 
 
-def rollout(lm, prompt, asked, temperatures, seeds, reasoning=0, number_tokens=6):
-    """Let the model state its confidence in each (question, answer), once per temperature. -> Rollouts
+def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=6):
+    """Let the model state its confidence in each (question, answer), `group` times. -> Rollouts
 
     With reasoning > 0 the model may first write up to that many tokens, to the end of the line; then the label is
     forced and the number sampled. Forced tokens are no actions.
     """
     prompts = [prompt.confidence(q, a, reason=reasoning > 0) for q, a in asked]
-    number_stop = stop_ids(lm, "\n%")
-    if not reasoning:
-        completions = sample(lm, prompts, temperatures, number_tokens, number_stop, seeds)
-        heads = [[[] for _ in group] for group in completions]
-    else:
-        line_stop, label = stop_ids(lm, "\n"), prompt.after_reasoning()
-        thoughts = sample(lm, prompts, temperatures, reasoning, line_stop, seeds)
-        thoughts = [[t[:-1] if t[-1] in line_stop else t for t in group] for group in thoughts]
-        heads = [[t + label for t in group] for group in thoughts]
-        longer = [p + h for p, group in zip(prompts, heads, strict=True) for h in group]
-        number_seeds = [seed_of(s, i) for s in seeds for i in range(len(temperatures))]
-        # each completion has a prompt of its own now, so each temperature has its own call
-        completions = [[None] * len(temperatures) for _ in prompts]
-        for temperature in sorted(set(temperatures)):
-            slots = [(q, g) for q in range(len(prompts)) for g, t in enumerate(temperatures) if t == temperature]
-            at = [q * len(temperatures) + g for q, g in slots]
-            tails = sample(lm, [longer[i] for i in at], [temperature], number_tokens, number_stop,
-                           [number_seeds[i] for i in at])  # fmt: skip
-            for (q, g), tail in zip(slots, tails, strict=True):
-                completions[q][g] = tail[0]
-
-    forced = len(prompt.after_reasoning()) if reasoning else 0
-    decoded = {ids: LABEL + lm.decode(ids) for ids in {tuple(c) for group in completions for c in group}}
-    text = [[decoded[tuple(c)] for c in group] for group in completions]
-    confidence = [[parse_confidence(t) for t in group] for group in text]
-    actions = [[[1] * (len(h) - forced) + [0] * forced + [1] * len(c) for h, c in zip(hs, cs, strict=True)]
-               for hs, cs in zip(heads, completions, strict=True)]  # fmt: skip
-    whole = [[h + c for h, c in zip(hs, cs, strict=True)] for hs, cs in zip(heads, completions, strict=True)]
+    heads, actions = [[[] for _ in range(group)] for _ in prompts], [[[] for _ in range(group)] for _ in prompts]
     if reasoning:
-        text = [[lm.decode(w) for w in group] for group in whole]
-    return Rollouts(prompts, whole, actions, confidence, text)
+        line_stop, label = stop_ids(lm, "\n"), prompt.after_reasoning()
+        thoughts = sample(lm, prompts, [temperature] * group, reasoning, line_stop, seeds)
+        thoughts = [[t[:-1] if t[-1] in line_stop else t for t in row] for row in thoughts]
+        heads = [[t + label for t in row] for row in thoughts]
+        actions = [[[1] * len(t) + [0] * len(label) for t in row] for row in thoughts]
+        # each rollout has a beginning of its own now, and so is a prompt of its own
+        longer = [p + h for p, row in zip(prompts, heads, strict=True) for h in row]
+        number_seeds = [seed_of(seed, i) for seed in seeds for i in range(group)]
+        flat = sample(lm, longer, [temperature], number_tokens, stop_ids(lm, "\n%"), number_seeds)
+        tails = [[tail for (tail,) in flat[i : i + group]] for i in range(0, len(flat), group)]
+    else:
+        tails = sample(lm, prompts, [temperature] * group, number_tokens, stop_ids(lm, "\n%"), seeds)
+
+    completions = [[h + t for h, t in zip(*rows, strict=True)] for rows in zip(heads, tails, strict=True)]
+    actions = [[a + [1] * len(t) for a, t in zip(*rows, strict=True)] for rows in zip(actions, tails, strict=True)]
+    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in tails for t in row}}
+    confidence = [[stated[tuple(t)] for t in row] for row in tails]
+    return Rollouts(prompts, completions, actions, confidence)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -243,7 +233,8 @@ def warm_up(lm, prompt, items, config, optimizer):
 def correlation(pairs):
     """Pearson correlation of (mean stated confidence, target) over the questions of a step; None if undefined."""
     x = np.array(pairs).T
-    return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (x.std(axis=1) > 0).all() else None
+    # the mean of equal numbers is not always that number: a spread of rounding errors is none
+    return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (np.ptp(x, axis=1) > 1e-9).all() else None
 
 
 def update(lm, batch, advantages, config, optimizer):
@@ -251,7 +242,7 @@ def update(lm, batch, advantages, config, optimizer):
     group, micro = advantages.shape[1], config.micro_batch or len(batch.prompts)
     old, stats = {}, {}
     for number in range(config.updates):
-        totals = {"clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
+        totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
         parts = range(0, len(batch.prompts), micro)
         if number == 0 and config.updates > 1:  # the policy that sampled, before its first change
             with torch.no_grad(), optimizer.autocast():
@@ -274,11 +265,13 @@ def update(lm, batch, advantages, config, optimizer):
                     ref, _ = completion_logprobs(lm, prompts, completions, config.temperature)
                 divergence = kl_to_reference(logp, ref, actions) / size
                 loss = loss + config.kl * divergence
-                part["kl"] = float(divergence)
+                totals["kl"] += divergence.item()
             optimizer.backward(loss)
+            totals["loss"] += loss.item()
+            share = int(actions.sum()) / batch.tokens  # the stats are means over tokens
             for name, value in part.items():
-                totals[name] += value * (1 if name == "kl" else len(prompts) / len(batch.prompts))
-        stats = {"grad_norm": optimizer.step(), "loss": float(loss), **totals}
+                totals[name] += value * share
+        stats = {"grad_norm": optimizer.step(), **totals}
     return stats
 
 
@@ -299,7 +292,7 @@ def train(lm, prompt, items, reward, config, on_step):
         chosen = [items[i] for i in batch_of(step, len(items), size, seed_of(config.seed, "train"))]
         with optimizer.autocast():
             batch = rollout(
-                lm, prompt, [(q, a) for q, a, _ in chosen], [config.temperature] * config.rollouts,
+                lm, prompt, [(q, a) for q, a, _ in chosen], config.rollouts, config.temperature,
                 [seed_of(config.seed, "rollout", step, i) for i in range(size)], config.reasoning,
             )  # fmt: skip
         pairs = zip(batch.confidence, (p for _, _, p in chosen), strict=True)

@@ -554,6 +554,11 @@ def test_groups_stay_together(seed):
     assert [len(part) for part in parts.values()] == [21, 15, 24]  # filled up with whole groups
 
 
+def test_whole_groups_may_overfill_every_part():
+    parts = split(questions(60, group=lambda i: f"g{i % 20}"), {"a": 10, "b": 10, "c": 10}, seed=0)
+    assert [len(part) for part in parts.values()] == [12, 12, 12]
+
+
 def shares(parts):
     return {name: [sum(q.source == s for q in part) for s in "xyz"] for name, part in parts.items()}
 

@@ -1,4 +1,4 @@
-"""lm.py against a plain loop: one sequence at a time, no cache, no padding, no mask."""
+"""lm.py and lora.py against a plain loop: one sequence at a time, no cache, no padding, no mask."""
 
 import copy
 import subprocess
@@ -12,19 +12,8 @@ import transformers
 from scipy import stats
 
 import lm as language
-from lm import (
-    LoRA,
-    _pick,
-    adapter,
-    add_lora,
-    completion_logprobs,
-    embed,
-    load_adapter,
-    sample,
-    save_adapter,
-    seed_of,
-    stop_ids,
-)
+from lm import _pick, completion_logprobs, embed, sample, seed_of, stop_ids
+from lora import LoRA, adapter, add_lora, load_adapter, save_adapter
 
 V = 48
 EOS = 2

@@ -14,7 +14,8 @@ import transformers
 import rl
 import toy
 from data import LABEL, Prompt, parse_confidence
-from lm import LM, adapter, add_lora, seed_of, stop_ids
+from lm import LM, seed_of, stop_ids
+from lora import adapter, add_lora
 from rl import (
     Config,
     Optimizer,
@@ -94,6 +95,14 @@ def test_advantages_are_their_definition(kind):
     assert got.dtype == np.float64
     np.testing.assert_allclose(got.sum(1), 0, atol=1e-12)
     np.testing.assert_allclose(group_advantages(REWARDS + 3, kind), got, atol=1e-9)
+
+
+def test_single_precision_rewards_are_averaged_in_double_precision():
+    rewards = (1000 + REWARDS).astype(np.float32)
+    for kind in rl.KINDS:
+        got = group_advantages(rewards, kind)
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, group_advantages(rewards.astype(np.float64) - 1000, kind), atol=1e-10)
 
 
 def test_loo_is_the_default():
@@ -194,7 +203,7 @@ def test_loss_and_stats_equal_a_plain_loop():
     total, outside, difference, tokens = 0.0, 0, 0.0, 0
     for b, t in itertools.product(range(4), range(5)):
         if mask[b, t]:
-            ratio, a = math.exp(logp[b, t] - old[b, t]), advantages[b].item()
+            ratio, a = (logp[b, t] - old[b, t]).exp().item(), advantages[b].item()
             total += min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
             outside += not 0.8 <= ratio <= 1.2
             difference += (old[b, t] - logp[b, t]).item()
@@ -296,7 +305,7 @@ def test_center_shrinks_the_gradient_by_a_known_factor():
 def test_zscore_is_biased():
     """Not only in length: it points elsewhere."""
     got, exact = expected_group_gradient("zscore")
-    assert torch.cosine_similarity(got.flatten(), exact.flatten(), dim=0) < 0.99
+    assert torch.cosine_similarity(got.flatten(), exact.flatten(), dim=0) < 0.999
 
 
 def test_the_divergence_has_the_gradient_of_kl():
@@ -311,8 +320,9 @@ def test_the_divergence_has_the_gradient_of_kl():
     p, q = policy.log_softmax(-1), reference.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)  # (4,), one for each state
     visits = torch.cat([torch.ones(1), p[0].exp()]).detach()
+    reverse = (q.exp() * (q - p)).sum(-1)  # what k3 would follow
+    reverse = torch.autograd.grad((visits * reverse).sum(), policy, retain_graph=True)[0]
     torch.testing.assert_close(got, grad((visits * kl).sum(), policy))
-    reverse = grad((visits * (q.exp() * (q - p)).sum(-1)).sum(), policy)  # what k3 would have
     assert (got - reverse).norm() > 0.1 * got.norm()
 
 
@@ -366,7 +376,7 @@ def test_update_follows_the_expected_reward(three_tokens, temperature):
     want = -torch.cat([g.flatten() for g in exact])
 
     pairs = [list(pair) for pair in PAIRS]
-    batch = Rollouts([prompt], [pairs], [[[1, 1]] * 9], [[None] * 9], [[""] * 9])
+    batch = Rollouts([prompt], [pairs], [[[1, 1]] * 9], [[None] * 9])
     advantages = (9 * chance.detach() * PAIR_REWARDS).numpy()[None]
     got, _ = gradient_of(lm, batch, advantages, Config(temperature=temperature, amp="off"))
     assert (got - want).norm() < 1e-4 * want.norm() and want.norm() > 1e-3
@@ -386,7 +396,7 @@ ACTIONS = [
     [[1, 1], [1], [1, 1], [1, 1]],
     [[1], [1, 0, 1], [1, 0, 1], [0, 0, 1, 1]],
 ]
-BATCH = Rollouts(PROMPTS, COMPLETIONS, ACTIONS, None, None)
+BATCH = Rollouts(PROMPTS, COMPLETIONS, ACTIONS, None)
 ADVANTAGES = np.random.default_rng(3).normal(size=(3, 4))
 ROWS = [(p, c, a) for p, cs, acts in zip(PROMPTS, COMPLETIONS, ACTIONS, strict=True)
         for c, a in zip(cs, acts, strict=True)]  # fmt: skip
@@ -446,7 +456,7 @@ def adapter_of(lm):
 SETTINGS = [
     Config(amp="off", lr=1e-2),
     Config(amp="off", lr=1e-2, temperature=1.5, kl=0.3),
-    Config(amp="off", lr=3e-1, updates=2, max_grad_norm=0.1),
+    Config(amp="off", lr=1e-1, updates=2, clip=0.05, max_grad_norm=0.1),
     Config(amp="off", lr=1e-1, updates=3, temperature=0.7, kl=0.3, clip=0.1, max_grad_norm=0.1),
 ]
 
@@ -468,3 +478,407 @@ def test_update_equals_a_plain_reimplementation(trained, config, micro_batch):
         assert stats["clip_fraction"] == stats["approx_kl"] == 0
     else:
         assert stats["clip_fraction"] > 0  # the old log-probabilities did matter
+
+
+def test_the_stats_do_not_depend_on_the_micro_batch(trained):
+    for config in SETTINGS:
+        stats = [
+            update(lm, BATCH, ADVANTAGES, c, Optimizer(lm, c, 8))
+            for c in (replace(config, micro_batch=m) for m in (0, 1, 2))
+            for lm in [trained()]
+        ]
+        assert set(stats[0]) == {"grad_norm", "loss", "clip_fraction", "approx_kl", "kl"}
+        for other in stats[1:]:
+            assert other == pytest.approx(stats[0], rel=1e-3, abs=1e-6)
+
+
+def test_equal_rewards_move_nothing(trained):
+    lm = trained()
+    before = adapter_of(lm)
+    config = Config(amp="off", lr=1e-2)
+    stats = update(lm, BATCH, group_advantages(np.full((3, 4), 1 / 3)), config, Optimizer(lm, config, 8))
+    assert torch.equal(adapter_of(lm), before) and stats["grad_norm"] == 0
+
+
+def test_the_reference_is_the_base_model(load):
+    """A fresh adapter has no divergence; any other one has, and the step leaves the adapter switched on."""
+    config = Config(amp="off", kl=1.0)
+    lm = load("llama")
+    add_lora(lm)
+    stats = update(lm, BATCH, np.zeros((3, 4)), config, Optimizer(lm, config, 8))
+    assert stats["kl"] == stats["grad_norm"] == 0
+    randomise(p for p in lm.model.parameters() if p.requires_grad)
+    on = plain_logp(lm, [1, 5], [6, 7], 1.0)
+    with adapter(lm, False):
+        off = plain_logp(lm, [1, 5], [6, 7], 1.0)
+    stats = update(lm, BATCH, np.zeros((3, 4)), replace(config, lr=0.0), Optimizer(lm, replace(config, lr=0.0), 8))
+    assert stats["kl"] > 0.01 and stats["grad_norm"] > 0.01
+    assert torch.equal(plain_logp(lm, [1, 5], [6, 7], 1.0), on) and not torch.equal(on, off)
+
+
+def test_the_learning_rate_goes_up_and_straight_down(load):
+    lm = load("gpt2")
+    add_lora(lm)
+    optimizer, rates = Optimizer(lm, Config(lr=2.0, amp="off"), 40), []
+    for _ in range(40):
+        rates.append(optimizer.schedule.get_last_lr()[0])
+        optimizer.backward(sum(p.sum() for p in optimizer.params))
+        optimizer.step()
+    want = [2 * min((i + 1) / 10, (40 - i) / 40) for i in range(40)]
+    np.testing.assert_allclose(rates, want)
+    assert optimizer.schedule.get_last_lr() == [0]
+
+
+# ---- mixed precision -----------------------------------------------------------------------------
+
+
+def test_amp_dtypes(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for device in (cpu, gpu):
+        assert amp_dtype("off", device) is None
+        assert amp_dtype("bf16", device) == torch.bfloat16
+        assert amp_dtype("fp16", device) == torch.float16
+    assert amp_dtype("auto", cpu) is None
+    for has, dtype in [(True, torch.bfloat16), (False, torch.float16)]:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert amp_dtype("auto", gpu) == dtype
+
+
+def first_step(lm, config, optimizer):
+    """Updates until one is taken: fp16 first has to find a scale that does not overflow. -> stats, scales"""
+    before, scales = adapter_of(lm), []
+    while torch.equal(adapter_of(lm), before) and len(scales) < 9:
+        scales.append(optimizer.scaler.get_scale())
+        stats = update(lm, BATCH, ADVANTAGES, config, optimizer)
+    return stats, scales
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_the_gradient_of_mixed_precision_is_close(trained, amp):
+    exact, _ = gradient_of(trained(), BATCH, ADVANTAGES, Config(amp="off", kl=0.1))
+    lm, dtypes = trained(), set()
+    lm.model.model.layers[0].mlp.up_proj.base.register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
+    config = Config(amp=amp, kl=0.1)
+    optimizer = Recorder(lm, config, 100)
+    assert optimizer.scaler.is_enabled() == (amp == "fp16")
+    stats, scales = first_step(lm, config, optimizer)
+    assert scales == ([2.0**k for k in range(16, 16 - len(scales), -1)] if amp == "fp16" else [1])
+    got = torch.cat([g.flatten() for g in optimizer.gradients]) / scales[-1]
+    assert torch.cosine_similarity(got, exact, dim=0) > 0.98
+    assert stats["grad_norm"] == pytest.approx(exact.norm().item(), rel=0.05)  # unscaled before it is clipped
+    assert dtypes == {amp_dtype(amp, lm.device)}
+    assert {p.dtype for p in lm.model.parameters()} == {torch.float32}
+    assert {g.dtype for g in optimizer.gradients} == {torch.float32}
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale(trained):
+    lm, config = trained(), Config(amp="fp16", lr=1e-2)
+    optimizer = Optimizer(lm, config, 100)
+    first_step(lm, config, optimizer)
+    after, scale = adapter_of(lm), optimizer.scaler.get_scale()
+    assert after.isfinite().all()
+    update(lm, BATCH, 1e37 * ADVANTAGES, config, optimizer)
+    assert torch.equal(adapter_of(lm), after)
+    assert optimizer.scaler.get_scale() == scale / 2
+    update(lm, BATCH, ADVANTAGES, config, optimizer)  # and the next one is taken
+    assert not torch.equal(adapter_of(lm), after) and adapter_of(lm).isfinite().all()
+
+
+# ---- rollouts ------------------------------------------------------------------------------------
+
+SUBJECTS = ["Zorva", "Kelo", "Mira", "Tavu"]
+ASKED = [("banner of Zorva", "red"), ("river of Kelo", "blue"), ("crown of Mira", "ruby"), ("temple of Tavu", "x y")]
+
+
+@pytest.fixture
+def world():
+    """() -> a random GPT-2 with the toy world's tokenizer, the same every time, and its prompt."""
+
+    def make():
+        tokenizer = toy.tokenizer(SimpleNamespace(subject=SUBJECTS))
+        config = transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=0, bos_token_id=0
+        )
+        lm = LM(transformers.GPT2LMHeadModel(config).eval().requires_grad_(False), tokenizer, "toy")
+        randomise((p for p in lm.model.parameters() if p.ndim > 1), scale=0.3)
+        return lm, Prompt(lm, "fewshot", examples=())
+
+    return make
+
+
+def greedy(lm, ids, steps, stop):
+    out = []
+    while len(out) < steps and not (out and out[-1] in stop):
+        out.append(int(lm.model(input_ids=torch.tensor([ids + out])).logits[0, -1].argmax()))
+    return out
+
+
+def test_rollouts_without_reasoning(world):
+    lm, prompt = world()
+    got = rollout(lm, prompt, ASKED, 30, 1.0, [1, 2, 3, 4])
+    assert got.prompts == [prompt.confidence(q, a) for q, a in ASKED]
+    stop = stop_ids(lm, "\n%")
+    for field in (got.completions, got.actions, got.confidence):
+        assert [len(group) for group in field] == [30] * 4
+    flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
+    for ids, actions, confidence in zip(*flat, strict=True):
+        assert actions == [1] * len(ids) and 1 <= len(ids) <= 6
+        assert not stop & set(ids[:-1]) and (len(ids) == 6 or ids[-1] in stop)
+        assert confidence == parse_confidence(LABEL + lm.decode(ids))
+    assert got.tokens == sum(map(len, flat[0]))
+    assert None in flat[2] and len(set(flat[2])) > 5
+
+
+def parts(lm, prompt, ids, actions):
+    """A completion with reasoning -> its thought, its number."""
+    n, label = actions.index(0), prompt.after_reasoning()
+    assert actions == [1] * n + [0] * len(label) + [1] * (len(ids) - n - len(label))
+    assert ids[n : n + len(label)] == label
+    return ids[:n], ids[n + len(label) :]
+
+
+def test_reasoning(world):
+    """What the model thinks, the label that nobody chose, and a number."""
+    lm, prompt = world()
+    stop, numbers = stop_ids(lm, "\n"), stop_ids(lm, "\n%")
+    got = rollout(lm, prompt, ASKED, 20, 1.0, [1, 2, 3, 4], reasoning=7)
+    assert got.prompts == [prompt.confidence(q, a, reason=True) for q, a in ASKED]
+    flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
+    lengths = Counter()
+    for ids, actions, confidence in zip(*flat, strict=True):
+        thought, number = parts(lm, prompt, ids, actions)
+        assert not stop & set(thought) and len(thought) <= 7  # without the end of the line
+        assert 1 <= len(number) <= 6 and not numbers & set(number[:-1])
+        assert confidence == parse_confidence(LABEL + lm.decode(number))
+        assert lm.decode(ids) == lm.decode(thought) + "\n" + LABEL + lm.decode(number)
+        lengths[len(thought)] += 1
+    assert len(lengths) > 2 and len(set(flat[2])) > 5
+    assert got.tokens == sum(len(ids) - len(prompt.after_reasoning()) for ids in flat[0])
+
+
+def test_the_number_follows_from_the_reasoning(world):
+    lm, prompt = world()
+    got = rollout(lm, prompt, ASKED, 1, 0.0, [1, 2, 3, 4], reasoning=7)
+    for p, (ids,), (actions,) in zip(got.prompts, got.completions, got.actions, strict=True):
+        thought, number = parts(lm, prompt, ids, actions)
+        free = greedy(lm, p, 7, stop_ids(lm, "\n"))
+        assert thought == [t for t in free if t not in stop_ids(lm, "\n")]
+        assert number == greedy(lm, p + thought + prompt.after_reasoning(), 6, stop_ids(lm, "\n%"))
+
+
+def test_forced_tokens_have_no_gradient(world):
+    """The gradient is that of the log-probability of the sampled tokens alone."""
+    lm, prompt = world()
+    add_lora(lm, rank=2)
+    randomise((p for p in lm.model.parameters() if p.requires_grad), scale=0.3)
+    got = rollout(lm, prompt, ASKED[:1], 1, 1.0, [1], reasoning=3)
+    p, ids, actions = got.prompts[0], got.completions[0][0], got.actions[0][0]
+    parameters = [x for x in lm.model.parameters() if x.requires_grad]
+    chosen = (plain_logp(lm, p, ids, 1.0) * torch.tensor(actions)).sum()
+    want = -torch.cat([g.flatten() for g in torch.autograd.grad(chosen, parameters)])
+    gradient, _ = gradient_of(lm, got, np.ones((1, 1)), Config(amp="off", lr=0.0))
+    assert 0 in actions and (gradient - want).norm() < 1e-4 * want.norm()
+
+
+@pytest.mark.parametrize("reasoning", [0, 5])
+def test_temperature_zero_is_greedy(world, reasoning):
+    lm, prompt = world()
+    got = rollout(lm, prompt, ASKED, 2, 0.0, [1, 2, 3, 4], reasoning)
+    assert all(a == b for a, b in got.completions)
+    assert rollout(lm, prompt, ASKED, 1, 0.0, [9, 8, 7, 6], reasoning).completions == [[a] for a, _ in got.completions]
+    if not reasoning:
+        want = [greedy(lm, p, 6, stop_ids(lm, "\n%")) for p in got.prompts]
+        assert [a for a, _ in got.completions] == want
+
+
+@pytest.mark.parametrize("reasoning", [0, 5])
+def test_rollouts_depend_on_their_seed_alone(world, reasoning):
+    lm, prompt = world()
+    seeds = [11, 12, 13, 14]
+    got = rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning)
+    assert rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning) == got
+    assert rollout(lm, prompt, ASKED, 3, 1.2, [1, 2, 3, 4], reasoning) != got
+    assert rollout(lm, prompt, ASKED, 3, 0.8, seeds, reasoning) != got
+    for i in range(4):
+        alone = rollout(lm, prompt, ASKED[i : i + 1], 3, 1.2, seeds[i : i + 1], reasoning)
+        assert alone == Rollouts(*([field[i]] for field in vars(got).values()))
+    same = rollout(lm, prompt, [ASKED[0]] * 2, 8, 1.0, [1, 2], reasoning).completions
+    assert same[0] != same[1] and len(set(map(tuple, same[0]))) > 3
+
+
+def test_numbers_after_the_same_thought_are_drawn_independently(world):
+    """Across the groups, and inside each."""
+    lm, prompt = world()
+    got = rollout(lm, prompt, [ASKED[0]] * 2, 60, 1.0, [1, 2], reasoning=1)
+    split = [[parts(lm, prompt, *pair) for pair in zip(*rows, strict=True)]
+             for rows in zip(got.completions, got.actions, strict=True)]  # fmt: skip
+    same = [(a[1], b[1]) for a, b in zip(*split, strict=True) if a[0] == b[0]]
+    assert len(same) > 1 and any(a != b for a, b in same)
+    for group in split:
+        thought = Counter(tuple(t) for t, _ in group).most_common(1)[0][0]
+        assert len({tuple(number) for t, number in group if tuple(t) == thought}) > 1
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+KEYS = {
+    "step", "reward", "malformed", "mean_confidence", "distinct", "correlation", "no_signal", "grad_norm", "loss",
+    "clip_fraction", "approx_kl", "kl", "tokens_per_second",
+}  # fmt: skip
+ITEMS = [(f"banner of {s}", a, p) for s in SUBJECTS for a, p in [("red", 0.9), ("blue", 0.1)]]
+FAST = Config(steps=30, questions=8, rollouts=16, lr=3e-2, temperature=1.0, amp="off")
+
+
+def learn(world, config, items=ITEMS, reward=calibration_reward):
+    """-> the trained model, its prompt, and what was logged."""
+    lm, prompt = world()
+    add_lora(lm, rank=4, alpha=8)
+    log = []
+    train(lm, prompt, items, reward, config, log.append)
+    return lm, prompt, log
+
+
+@pytest.mark.parametrize("change", [{}, {"reasoning": 2}, {"updates": 2, "micro_batch": 3, "kl": 0.01}], ids=str)
+def test_the_reward_rises(world, change):
+    config = replace(FAST, lr=2e-2, temperature=1.2, questions=4, rollouts=32, **change)
+    _, _, log = learn(world, config, items=[(q, a, 0.5) for q, a, _ in ITEMS])
+    assert [record["step"] for record in log] == list(range(30))
+    assert np.mean([r["reward"] for r in log[:3]]) < 0.45 and np.mean([r["reward"] for r in log[-5:]]) > 0.7
+    assert log[0]["malformed"] > 0.5 and log[-1]["malformed"] < 0.1
+
+
+def test_it_learns_to_tell_questions_apart(world):
+    _, _, log = learn(world, replace(FAST, lr=1e-2, warmup=5))
+    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.5 > log[0]["reward"]
+
+
+def test_the_base_model_is_not_touched(world):
+    ids = torch.arange(40)[None]
+    before = world()[0].model(input_ids=ids).logits
+    lm, _, _ = learn(world, replace(FAST, steps=3, warmup=2))
+    assert not torch.equal(lm.model(input_ids=ids).logits, before)
+    with adapter(lm, False):
+        assert torch.equal(lm.model(input_ids=ids).logits, before)
+
+
+def test_what_is_logged(world):
+    """Each step again, from the confidences that were rewarded."""
+    calls = []
+
+    def reward(confidence, target):
+        calls.append((confidence, target))
+        return calibration_reward(confidence, target)
+
+    config = replace(FAST, steps=4, questions=5, rollouts=6)
+    _, _, log = learn(world, config, reward=reward)
+    for step, record in enumerate(log):
+        assert set(record) == KEYS
+        groups = [calls[30 * step + 6 * i :][:6] for i in range(5)]
+        chosen = batch_of(step, 8, 5, seed_of(0, "train"))
+        assert [{p for _, p in group} for group in groups] == [{ITEMS[i][2]} for i in chosen]
+        rewards = [[calibration_reward(*call) for call in group] for group in groups]
+        stated = [c for group in groups for c, _ in group if c is not None]
+        assert record["step"] == step
+        assert record["reward"] == pytest.approx(np.mean(rewards))
+        assert record["malformed"] == pytest.approx(1 - len(stated) / 30)
+        assert record["mean_confidence"] == pytest.approx(np.mean(stated))
+        assert record["distinct"] == len(set(stated))
+        assert record["no_signal"] == np.mean([len(set(group)) == 1 for group in rewards])
+        assert record["tokens_per_second"] > 0 and record["clip_fraction"] == record["approx_kl"] == record["kl"] == 0
+
+
+def test_when_no_number_is_ever_stated(world):
+    """No reward, no signal, no step, and no crash."""
+    lm, prompt = world()
+    add_lora(lm)
+    numbers = [i for i in range(len(lm.tokenizer)) if "%" in lm.decode([i])]
+
+    def ban(module, args, output):
+        output.logits[..., numbers] = -torch.inf
+
+    lm.model.register_forward_hook(ban)
+    before, log = adapter_of(lm), []
+    train(lm, prompt, ITEMS, calibration_reward, replace(FAST, steps=2), log.append)
+    for record in log:
+        assert record["malformed"] == record["no_signal"] == 1 and record["reward"] == record["distinct"] == 0
+        assert record["mean_confidence"] is record["correlation"] is None
+    assert torch.equal(adapter_of(lm), before)
+
+
+def test_correlation():
+    assert rl.correlation([(0.1, 0.3), (0.2, 0.5), (0.3, 0.7)]) == pytest.approx(1)
+    assert rl.correlation([(0.1, 0.7), (0.2, 0.5), (0.4, 0.6)]) == pytest.approx(
+        np.corrcoef([0.1, 0.2, 0.4], [0.7, 0.5, 0.6])[0, 1]
+    )
+    for undefined in ([], [(0.3, 0.4)], [(0.25, 0.1), (0.25, 0.2)], [(0.1, 0.5), (0.2, 0.5)]):
+        assert rl.correlation(undefined) is None
+
+
+def test_rounding_is_no_correlation():
+    """The policy says 10% everywhere, and malformed rollouts make the groups unequal."""
+    x = [np.mean([0.1] * n) for n in (3, 4, 6, 8)]
+    assert len(set(x)) > 1
+    assert rl.correlation(list(zip(x, [0.2, 0.9, 0.4, 0.6], strict=True))) is None
+    assert rl.correlation([(0.2, 0.1), (0.3, 0.1), (0.7, 0.1)]) is None
+
+
+def test_a_run_is_decided_by_its_seed(world):
+    config = replace(FAST, steps=3, warmup=1, temperature=1.3)
+    first, second, other = (adapter_of(learn(world, c)[0]) for c in (config, config, replace(config, seed=1)))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_each_group_of_each_step_is_drawn_anew(world):
+    """The same question three times a step, and a policy that does not change."""
+    calls = []
+    learn(world, replace(FAST, steps=3, lr=0.0), [ITEMS[0]] * 3, lambda c, p: calls.append(c) or 0.0)
+    groups = [tuple(calls[i : i + 16]) for i in range(0, len(calls), 16)]
+    assert len(groups) == 9 and len(set(groups)) == 9
+
+
+def test_the_temperature_of_a_run(world, monkeypatch):
+    """One temperature for the rollouts and for their log-probabilities."""
+    seen, score, generate = [], rl.completion_logprobs, rl.sample
+    monkeypatch.setattr(rl, "completion_logprobs", lambda lm, p, c, t: seen.append(t) or score(lm, p, c, t))
+    monkeypatch.setattr(rl, "sample", lambda lm, p, t, *rest: seen.extend(t) or generate(lm, p, t, *rest))
+    learn(world, replace(FAST, steps=1, temperature=1.7, updates=2, kl=0.1, reasoning=2, micro_batch=4))
+    assert set(seen) == {1.7} and len(seen) > 20
+
+
+def test_fewer_questions_than_a_step_takes(world):
+    _, _, log = learn(world, replace(FAST, steps=2, questions=50), items=ITEMS[:3])
+    assert len(log) == 2
+
+
+@pytest.mark.parametrize("n, size", [(12, 4), (7, 3), (5, 5), (10, 1)])
+def test_an_epoch_has_each_question_once(n, size):
+    steps = 3 * n  # `size` times `steps` is three epochs of each size
+    order = [i for step in range(steps) for i in batch_of(step, n, size, seed=4)]
+    epochs = [order[i : i + n] for i in range(0, len(order), n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert batch_of(2, n, size, seed=4) == order[2 * size : 3 * size]
+    assert [i for step in range(steps) for i in batch_of(step, n, size, seed=5)] != order
+
+
+def test_warm_up_raises_the_target(world):
+    items = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
+    texts = [" 75%", " 10%", " 100%"]  # the nearest multiples of five
+
+    @torch.no_grad()
+    def chances(lm, prompt):
+        rows = zip(items, texts, strict=True)
+        return torch.tensor([plain_logp(lm, prompt.confidence(q, a), lm.encode(t), 1.0) for (q, a, _), t in rows])
+
+    before = chances(*world())
+    lm, prompt, log = learn(world, replace(FAST, steps=0, warmup=40), items)
+    assert (before < math.log(0.1)).all() and (chances(lm, prompt) > math.log(0.5)).all()
+    assert log == []
+
+
+def test_warm_up_returns_the_loss_per_token(world):
+    lm, prompt = world()
+    add_lora(lm)
+    want = -plain_logp(lm, prompt.confidence("banner of Zorva", "red"), lm.encode(" 75%"), 1.0)
+    got = rl.warm_up(lm, prompt, [("banner of Zorva", "red", 0.73)], FAST, Optimizer(lm, FAST, 10))
+    assert got == pytest.approx(want.mean().item(), abs=1e-5)

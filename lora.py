@@ -1,0 +1,109 @@
+"""LoRA, the only weights that are trained, and the switch that turns them off.
+
+    y = W x + (alpha / r) B A x        W frozen (d_out, d_in), A (r, d_in), B (d_out, r)
+
+B starts at zero, so nothing changes at first; with the adapter off the model is exactly the base model, which is why
+training the confidence cannot change the answers. Files are in peft's format.
+
+Source: Hu et al. 2021, arXiv 2106.09685. Left out: dropout, biases, and adapters on the embedding and on the output
+head, which is often tied to it.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+class LoRA(nn.Module):
+    """A frozen nn.Linear or GPT-2 Conv1D with a low-rank update; B starts at zero, so nothing changes at first."""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        d_out, d_in = base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape
+        self.base, self.scale, self.on = base, alpha / rank, True
+        kwargs = dict(device=base.weight.device, dtype=torch.float32)  # master weights stay in float32 under AMP
+        self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
+        self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
+
+    def forward(self, x):  # (..., d_in) -> (..., d_out)
+        y = self.base(x)
+        if self.on:
+            y = y + self.scale * F.linear(F.linear(x.to(self.A.dtype), self.A), self.B).to(y.dtype)
+        return y
+
+
+def add_lora(lm, rank=16, alpha=32, seed=0):
+    """Put a LoRA on every linear map of the transformer blocks; returns the list of trainable parameters.
+
+    The output head stays as it is: it is often tied to the embedding.
+    """
+    head = lm.model.get_output_embeddings()
+    found = [(n, m) for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in found:
+            parent, _, child = name.rpartition(".")
+            setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha))
+    return [p for p in lm.model.parameters() if p.requires_grad]
+
+
+def _loras(lm):
+    return {name: module for name, module in lm.model.named_modules() if isinstance(module, LoRA)}
+
+
+@contextlib.contextmanager
+def adapter(lm, on):
+    """Switch the adapter on or off inside a `with` block. Off is exactly the base model."""
+    loras = list(_loras(lm).values())
+    before = [module.on for module in loras]
+    try:
+        for module in loras:
+            module.on = on
+        yield
+    finally:
+        for module, state in zip(loras, before, strict=True):
+            module.on = state
+
+
+def save_adapter(lm, folder):
+    """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors."""
+    loras, folder = _loras(lm), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(iter(loras.values()))
+    rank = first.A.shape[0]
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
+        "r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "target_modules": sorted(loras), "fan_in_fan_out": isinstance(first.base, Conv1D),
+    }  # fmt: skip
+    tensors = {}
+    for name, module in loras.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def load_adapter(lm, folder):
+    """Add the adapter that `save_adapter` wrote; raises ValueError if it belongs to another model."""
+    folder = Path(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors", device=str(lm.device))
+    if not _loras(lm):
+        add_lora(lm, config["r"], config["lora_alpha"])
+    for name, module in _loras(lm).items():
+        module.scale = config["lora_alpha"] / config["r"]
+        for part in "AB":
+            value = tensors.pop(f"base_model.model.{name}.lora_{part}.weight", None)
+            parameter = getattr(module, part)
+            if value is None or value.shape != parameter.shape:
+                raise ValueError(f"the adapter in {folder} does not fit {lm.name}: layer {name}")
+            parameter.data.copy_(value)
+    if tensors:
+        raise ValueError(f"the adapter in {folder} does not fit {lm.name}: no layer for {next(iter(tensors))}")

@@ -1,0 +1,887 @@
+"""calunc.py, run.py and report.py on tiny random models: stages, run folder, report, command line."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import calunc
+import data
+import lm as language
+import platt
+import rl
+import stages
+from run import STAGES, Config, Run, check
+
+ROOT = Path(calunc.__file__).parent
+PARTS = {"platt": 6, "train": 10, "test": 8}
+SMALL = [
+    "--platt-questions", "6", "--train-questions", "10", "--test-questions", "8", "--samples", "3", "--rank", "2",
+    "--answer-tokens", "6", "--sample-batch", "8", "--steps", "3", "--questions", "4", "--rollouts", "3",
+    "--resamples", "20", "--lr", "1e-2",
+]  # fmt: skip
+PICTURES = ("entropy.png", "reliability.png", "risk_coverage.png", "training.png")
+MADE = {  # the artefacts of each stage
+    "sample": ("samples.jsonl",), "calibrate": ("targets.jsonl", "platt.json"),
+    "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
+    "eval": ("predictions.jsonl", "report.json", "report.md", *PICTURES),
+}  # fmt: skip
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path, found):
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+def strict(text):
+    """JSON as the standard has it, without NaN."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def same(folder, other, *names):
+    return all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def untimed(path):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(path)]
+
+
+def weights(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny(make_folder, tmp_path_factory):
+    """(family, chat) -> a tiny random model whose context is long enough for the prompts."""
+
+    def make(family, chat=False):
+        small = make_folder(family, tokenizer={"chat": chat})
+        config = transformers.AutoConfig.from_pretrained(small)
+        config.max_position_embeddings = 2048
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        folder = tmp_path_factory.mktemp(f"long-{family}")
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(small).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2(tiny):
+    return tiny("gpt2")
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """24 questions of two families that no model answers."""
+    words = "ant bat cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig ram seal toad vole wasp yak zebu cow"
+    return write(tmp_path_factory.mktemp("data") / "animals.jsonl", [
+        {"id": f"q{i}", "question": f"what is {'a' * (i % 3)} {word}", "answers": ["nothing of the kind"],
+         "family": ("odd", "even")[i % 2]}
+        for i, word in enumerate(words.split())
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def call(gpt2, questions):
+    """(out, flags, command) -> exit code of a small run of the tiny GPT-2."""
+
+    def call(out, *flags, command="eval", model=None, dataset=None):
+        model, dataset = model or gpt2, dataset or questions
+        where = ["--model", str(model), "--dataset", str(dataset), "--out", str(out)]
+        return calunc.main([command, *where, *SMALL, *flags])
+
+    return call
+
+
+@pytest.fixture
+def stating(monkeypatch):
+    """Whatever a model says states a confidence: its length. Random models state none, and earn no reward."""
+    monkeypatch.setattr(rl, "parse_confidence", lambda text: len(text) % 8 / 8)
+
+
+@pytest.fixture(scope="session")
+def finished(call, tmp_path_factory):
+    """A run of all stages in which no confidence is stated and all answers are wrong."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert call(out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def mixed(finished, tmp_path_factory):
+    """Questions of which every other one accepts the model's answer, and a run on them up to the targets."""
+    folder = tmp_path_factory.mktemp("mixed")
+    found = {s["id"]: s for s in rows(finished / "samples.jsonl")}
+    for i, row in enumerate(sorted(found.values(), key=lambda row: row["id"])):
+        if i % 2 and data.normalise(row["answer"]):
+            row["answers"] = [row["answer"]]
+    keep = ("id", "question", "answers", "family")
+    path = write(folder / "animals.jsonl", [{k: found[f"q{i}"][k] for k in keep} for i in range(len(found))])
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibrated(call, mixed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "calibrated"
+    assert call(out, command="calibrate", dataset=mixed) == 0
+    return out
+
+
+@pytest.fixture
+def train(call, mixed, calibrated, tmp_path, stating):
+    """(flags) -> a copy of the calibrated run, trained with these flags."""
+    count = iter(range(100))
+
+    def train(*flags):
+        out = tmp_path / f"train-{next(count)}"
+        shutil.copytree(calibrated, out)
+        assert call(out, *flags, command="train", dataset=mixed) == 0
+        return out
+
+    return train
+
+
+# everything is wrong and nothing is stated
+
+
+def test_a_random_model_runs_to_the_end(finished):
+    assert {p.name for p in finished.iterdir()} == {
+        "config.json", "stages.json", "adapter", *(name for names in MADE.values() for name in names if "/" not in name)
+    }  # fmt: skip
+    assert list(json.loads((finished / "stages.json").read_text())) == list(STAGES)
+    samples = rows(finished / "samples.jsonl")
+    assert {p: sum(s["part"] == p for s in samples) for p in PARTS} == PARTS
+    assert len({s["id"] for s in samples}) == 24
+    for s in samples:
+        assert len(s["samples"]) == 3 and 1 <= s["answer_tokens"] <= 6 and 3 <= s["sample_tokens"] <= 18
+        assert not any("\n" in text for text in [s["answer"], *s["samples"]])
+    assert all(t["correct"] == 0 for t in rows(finished / "targets.jsonl"))
+    assert len(rows(finished / "metrics.jsonl")) == 3
+
+
+def test_pictures_are_pictures(finished):
+    for name in PICTURES:
+        assert (finished / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_report_says_what_went_wrong(finished):
+    report = strict((finished / "report.json").read_text())
+    text = (finished / "report.md").read_text()
+    for said in (
+        "test: every answer is wrong: AUROC is not defined and a constant confidence is perfect.",
+        "test: Stated, untrained: no confidence was stated at all; its row counts every one as worst.",
+        "test: Stated, trained: no confidence was stated at all; its row counts every one as worst.",
+        "training: all rollouts of each group earned the same reward, so there was nothing to learn from.",
+        "Platt scaling: all 16 labels are 0: the fit is a constant and ignores the score",
+    ):
+        assert said in report["warnings"]
+        assert f"- {said}" in text
+    assert report["sets"]["test"]["methods"]["Stated, trained"]["ece"] == 1
+    assert report["sets"]["test"]["methods"]["Stated, trained"]["auroc"] is None
+    assert "n/a" in text and "nan" not in text.lower().split()
+
+
+def test_all_json_is_strict(finished):
+    for path in finished.iterdir():
+        if path.suffix == ".json":
+            strict(path.read_text())
+        if path.suffix == ".jsonl":
+            for line in path.read_text().splitlines():
+                strict(line)
+
+
+def test_undefined_numbers_are_written_as_null(tmp_path):
+    run = Run(tmp_path)
+    run.write("x.json", {"a": [math.nan, 1.5, (math.inf, 2)], "b": "NaN"})
+    run.write("x.jsonl", [{"c": -math.inf}])
+    assert strict((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, [None, 2]], "b": "NaN"}
+    assert strict((tmp_path / "x.jsonl").read_text()) == {"c": None}
+
+
+def test_ask_says_that_nothing_was_stated(finished, capsys):
+    sample = rows(finished / "samples.jsonl")[0]
+    capsys.readouterr()
+    assert calunc.main(["ask", sample["question"], "--run", str(finished)]) == 0
+    assert capsys.readouterr().out == f"{sample['answer']}  (no confidence stated)\n"
+    assert calunc.main(["ask", "--run", str(finished), sample["question"]]) == 0  # in the other order too
+    assert capsys.readouterr().out == f"{sample['answer']}  (no confidence stated)\n"
+
+
+def test_predict_keeps_the_order_and_does_not_depend_on_the_batch(finished, tmp_path):
+    asked = ["what is it", "a", "what is a very long question about", "what is it", "b c d e f"] * 3  # > sample_batch
+    found = []
+    for texts in (asked, asked[3:4]):
+        source, out = write(tmp_path / "in.jsonl", [{"question": t, "extra": 1} for t in texts]), tmp_path / "out.jsonl"
+        assert calunc.main(["predict", "--in", str(source), "--out", str(out), "--run", str(finished)]) == 0
+        found.append(rows(out))
+    assert [r["question"] for r in found[0]] == asked
+    assert {tuple(r) for r in found[0]} == {("question", "answer", "confidence")}
+    assert found[0][3] == found[1][0] == found[0][0]
+    assert found[0][1]["answer"] != found[0][2]["answer"]
+
+
+def test_a_run_where_all_answers_are_right(finished, call, tmp_path, stating):
+    right = write(tmp_path / "right.jsonl", [
+        {"question": s["question"], "answers": [s["answer"]], "family": s["family"]}
+        for s in rows(finished / "samples.jsonl") if data.normalise(s["answer"])  # no answer at all is never right
+    ])  # fmt: skip
+    assert call(tmp_path / "run", "--steps", "1", dataset=right) == 0
+    targets = rows(tmp_path / "run" / "targets.jsonl")
+    assert len(targets) >= 10 and all(t["correct"] == 1 for t in targets)
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "test: every answer is right: AUROC is not defined and a constant confidence is perfect." in text
+    assert "labels are 1: the fit is a constant" in text
+    assert "nan" not in text.split()
+
+
+# errors: one sentence, exit code 2, no folder
+
+
+WRONG = {
+    "no model": (["--model", "{tmp}/nowhere"], "no model at '{tmp}/nowhere'"),
+    "model is a file": (["--model", "{tmp}/empty.jsonl"], "no model at '{tmp}/empty.jsonl'"),
+    "model folder without a model": (["--model", "{tmp}"], "no model at '{tmp}'"),
+    "empty data": (["--dataset", "{tmp}/empty.jsonl"], "empty.jsonl holds no questions"),
+    "malformed line": (["--dataset", "{tmp}/bad.jsonl"], "bad.jsonl, line 2: not JSON"),
+    "no tokenizer": (["--model", "{tmp}/mute"], "{tmp}/mute"),
+    "no weights": (["--model", "{tmp}/light"], "{tmp}/light"),
+    "too few questions": (["--dataset", "{tmp}/two.jsonl"], "2 questions are too few"),
+    "one sample": (["--samples", "1"], "--samples is 1: an entropy needs at least 2 samples"),
+    "misspelt set": (["--dataset", "trivia-qa"], "no data set or file called 'trivia-qa'; did you mean 'trivia_qa'?"),
+    "misspelt unseen set": (["--ood", "gsm8"], "no data set or file called 'gsm8'; did you mean 'gsm8k'?"),
+    "unknown family": (["--dataset", "facts:capital"], "facts has no family 'capital'; it has "),
+    "no chat template": (["--prompt", "chat"], "has no chat template: use --prompt fewshot"),
+    "no embedder": (["--embedder", "{tmp}/nowhere"], "no model at '{tmp}/nowhere'"),
+    "no steps back": (["--steps", "-1"], "--steps is -1: it must not be negative"),
+    "one rollout": (["--rollouts", "1"], "--rollouts must be at least 2"),
+    "no learning rate": (["--lr", "0"], "--lr is 0.0: it must be positive"),
+    "not a number": (["--gamma", "nan"], "--gamma is nan: it must be positive"),
+    "toy questions": (["--dataset", "toy"], "the toy model and the toy questions go together"),
+}
+
+
+@pytest.fixture
+def files(tmp_path, gpt2):
+    for folder, names in (("mute", ["config.json", "model.safetensors"]), ("light", ["config.json", "tokenizer.json"])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            shutil.copy(gpt2 / name, tmp_path / folder)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answers": ["b"]}\n{"question": \n')
+    write(tmp_path / "two.jsonl", [{"question": "a", "answers": ["b"]}, {"question": "c", "answers": ["d"]}])
+    return tmp_path
+
+
+def one_sentence(captured):
+    """The one line on stderr, without the word `error`; progress bars and notes are no errors."""
+    (line,) = [x for x in captured.err.replace("\r", "\n").split("\n") if x.startswith("error:")]
+    assert captured.err.endswith(f"{line}\n") and "Traceback" not in captured.err
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors_of_a_run(case, files, call, capsys):
+    flags, message = WRONG[case]
+    out = files / "runs" / "new"
+    assert call(out, *(flag.replace("{tmp}", str(files)) for flag in flags)) == 2
+    assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["ask", "--run", "{run}"], "ask needs a question"),
+    (["ask", "why", "--run", "{tmp}/none"], "{tmp}/none holds no trained adapter"),
+    (["predict", "--run", "{run}"], "predict needs --in questions.jsonl and --out answers.jsonl"),
+    (["predict", "--in", "{tmp}/two.jsonl", "--run", "{run}"], "predict needs --in"),
+    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/o", "--run", "{tmp}/none"], "holds no trained adapter"),
+    (["predict", "--in", "{tmp}/none.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "{tmp}/none.jsonl"),
+    (["predict", "--in", "{tmp}/bad.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "bad.jsonl, line 2: not JSON"),
+])  # fmt: skip
+def test_errors_of_ask_and_predict(argv, message, files, finished, capsys):
+    before = sorted(files.iterdir())
+    argv = [a.replace("{tmp}", str(files)).replace("{run}", str(finished)) for a in argv]
+    assert calunc.main(argv) == 2
+    assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_place_where_predictions_cannot_go_is_found_before_the_work(files, finished, monkeypatch, capsys):
+    def never(*args, **kwargs):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(language, "sample", never)
+    out = files / "no" / "folder" / "out.jsonl"
+    assert calunc.main(["predict", "--in", str(files / "two.jsonl"), "--out", str(out), "--run", str(finished)]) == 2
+    assert str(out.parent) in one_sentence(capsys.readouterr())
+
+
+def test_a_gpu_that_is_not_there_is_an_error(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(tmp_path / "new", "--device", "cuda") == 2
+    assert "cuda" in one_sentence(capsys.readouterr())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("argv", [["prdict"], ["--kernel", "linear"], ["--samples", "many"], ["--no-such-flag"]])
+def test_usage_errors(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        calunc.main(argv)
+    assert stop.value.code == 2
+    assert argv[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["test", "train", "platt"])
+def test_an_unseen_set_may_have_the_name_of_a_part(name, call, questions, tmp_path):
+    """A file called test.jsonl is an unseen set like any other, and takes the place of no part."""
+    unseen = write(tmp_path / f"{name}.jsonl", [{"question": f"who is {x}", "answers": ["me"]} for x in "abcde"])
+    run = tmp_path / "run"
+    if call(run, "--ood", str(unseen), command="sample") == 2:
+        assert not run.exists()  # refused
+        return
+    samples = rows(run / "samples.jsonl")
+    for part, size in PARTS.items():
+        assert sum(s["part"] == part and s["source"] == str(questions) for s in samples) == size
+    assert len(samples) == 24 + 5
+
+
+def test_unseen_sets_of_one_name_are_both_there(call, tmp_path):
+    paths = []
+    for folder in "xy":
+        (tmp_path / folder).mkdir()
+        found = [{"question": f"who is {folder} {x}", "answers": ["me"]} for x in "abcde"]
+        paths.append(str(write(tmp_path / folder / "unseen.jsonl", found)))
+    run = tmp_path / "run"
+    if call(run, "--ood", ",".join(paths), command="sample") == 2:
+        assert not run.exists()  # refused
+        return
+    assert len(rows(run / "samples.jsonl")) == 24 + 10
+
+
+# the parts
+
+
+def test_fewer_questions_make_smaller_parts(call, tmp_path, capsys):
+    some = write(tmp_path / "some.jsonl", [{"question": f"what is {i * 'a'}", "answers": ["b"]} for i in range(12)])
+    assert call(tmp_path / "run", dataset=some, command="sample") == 0
+    err = capsys.readouterr().err
+    assert err.count("note: only 12 questions, so the parts are smaller: {'platt': 3, 'train': 5, 'test': 4}") == 1
+    assert [s["part"] for s in rows(tmp_path / "run" / "samples.jsonl")] == ["platt"] * 3 + ["train"] * 5 + ["test"] * 4
+
+
+def test_built_in_questions_of_any_number_are_cut_into_parts():
+    """Questions of one group stay together, so the parts may come out larger than asked for, and must not run dry."""
+    for name in ("facts", *(f"facts:{f}" for f in sorted({q.family for q in data.load("facts")}))):
+        for more in ({}, {"platt_questions": 10_000}):
+            questions = stages.load_questions(Config(model="x", dataset=name, **more))
+            assert len({q.id for _, q in questions}) == len(questions)
+            assert {part for part, _ in questions} == set(PARTS)
+
+
+def test_unseen_sets_are_evaluated_and_nothing_else(call, questions, finished, tmp_path):
+    unseen = write(tmp_path / "other.jsonl", [{"question": f"who is {x}", "answers": ["me"]} for x in "abcdefgh"])
+    run = tmp_path / "run"
+    assert call(run, "--ood", str(unseen), "--ood-questions", "5", "--steps", "1") == 0
+    samples = rows(run / "samples.jsonl")
+    assert sum(s["part"] == "other" for s in samples) == 5
+    part = [s for s in samples if s["part"] != "other"]
+    drop = ("seconds",)
+    assert [{k: v for k, v in s.items() if k not in drop} for s in part] == untimed(finished / "samples.jsonl")
+    assert set(json.loads((run / "report.json").read_text())["sets"]) == {"test", "other"}
+    assert same(run, finished, "platt.json")  # fitted on the same questions
+
+
+# skipping
+
+
+def stamps(run):
+    return {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+
+
+def redone(call, run, capsys, *flags, **kwargs):
+    """-> the stages that a call with these flags ran again: their artefacts are new, those of others are not."""
+    before = stamps(run)
+    capsys.readouterr()
+    assert call(run, *flags, **kwargs) == 0
+    out, after = capsys.readouterr().out, stamps(run)
+    found = [stage for stage in STAGES if f"{stage}: done before with the same settings" not in out]
+    for stage in STAGES:
+        for name in MADE[stage]:
+            assert (before[run / name] != after[run / name]) == (stage in found), (stage, name)
+    return found
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_a_second_call_does_nothing(copy, call, capsys):
+    before = stamps(copy)
+    assert redone(call, copy, capsys) == []
+    assert stamps(copy) == before
+
+
+@pytest.mark.parametrize("flags, stages", [
+    (["--seed", "1"], STAGES),
+    (["--gamma", "2"], STAGES[1:]),
+    (["--lr", "3e-3"], STAGES[2:]),
+    (["--resamples", "30"], STAGES[3:]),
+    (["--sample-batch", "5"], ()),
+    (["--micro-batch", "2"], ()),
+])  # fmt: skip
+def test_a_changed_setting_redoes_what_depends_on_it(flags, stages, copy, call, capsys):
+    assert redone(call, copy, capsys, *flags) == list(stages)
+    assert redone(call, copy, capsys, *flags) == []
+    assert str(json.loads((copy / "config.json").read_text())["seed"]) == ("1" if "--seed" in flags else "0")
+
+
+def test_a_stage_whose_artefact_is_gone_is_done_again(copy, finished, call):
+    (copy / "targets.jsonl").unlink()
+    (copy / "report.md").unlink()
+    assert call(copy) == 0
+    assert same(copy, finished, "targets.jsonl")
+    assert (copy / "report.md").exists()
+
+
+def test_commands_stop_after_their_stage(call, tmp_path):
+    run = tmp_path / "run"
+    for i, stage in enumerate(STAGES[:3]):
+        assert call(run, command=stage) == 0
+        assert list(json.loads((run / "stages.json").read_text())) == list(STAGES[: i + 1])
+        for other in STAGES:
+            assert all((run / name).exists() == (STAGES.index(other) <= i) for name in MADE[other])
+
+
+def fail_at(number, module, name, monkeypatch):
+    """The call of this number raises, once; -> the list of calls."""
+    real, calls = getattr(module, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == number:
+            raise RuntimeError("interrupted")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, failing)
+    return calls
+
+
+def test_interrupted_sampling_goes_on_where_it_was(finished, call, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    calls = fail_at(2, language, "sample", monkeypatch)  # three batches of eight
+    with pytest.raises(RuntimeError, match="interrupted"):
+        call(run, command="sample")
+    assert not (run / "samples.jsonl").exists()
+    (kept,) = run.glob(".samples-*.jsonl")
+    assert len(rows(kept)) == 8
+    assert call(run, command="sample") == 0
+    assert [len(args[1]) for args in calls] == [8, 8, 8, 8]
+    assert untimed(run / "samples.jsonl") == untimed(finished / "samples.jsonl")
+    assert not list(run.glob(".samples-*"))
+
+
+def test_a_line_that_was_cut_short_is_sampled_again_however_often(finished, call, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for interruption in (2, 2):
+        with monkeypatch.context() as patch:
+            fail_at(interruption, language, "sample", patch)
+            with pytest.raises(RuntimeError, match="interrupted"):
+                call(run, command="sample")
+        (kept,) = run.glob(".samples-*.jsonl")
+        kept.write_text(kept.read_text()[:-20])
+    assert call(run, command="sample") == 0
+    assert untimed(run / "samples.jsonl") == untimed(finished / "samples.jsonl")
+
+
+def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, finished, call, monkeypatch):
+    """Training with another rate is cut off; the run with the first rate must not report its log."""
+    with monkeypatch.context() as patch:
+        fail_at(3, rl, "rollout", patch)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            call(copy, "--lr", "3e-3", command="train")
+    assert call(copy) == 0
+    assert untimed(copy / "metrics.jsonl") == untimed(finished / "metrics.jsonl")
+    assert same(copy, finished, "adapter/adapter_model.safetensors")
+
+
+def test_artefacts_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.write("x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        run.write("x.json", {"a": object()})
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run.write("x.json", {"a": 2})
+    assert run.read("x.json") == {"a": 1}
+
+
+# repeatability
+
+
+def test_the_same_seed_gives_the_same_files(finished, mixed, calibrated, call, train, tmp_path):
+    again = tmp_path / "again"
+    assert call(again, command="calibrate", dataset=mixed) == 0
+    assert untimed(again / "samples.jsonl") == untimed(calibrated / "samples.jsonl")
+    assert same(again, calibrated, "targets.jsonl", "platt.json")
+    one, two = train(), train()
+    assert same(one, two, "adapter/adapter_model.safetensors")
+    assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")
+
+
+def test_another_seed_gives_other_samples(finished, call, tmp_path):
+    assert call(tmp_path / "run", "--seed", "1", command="sample") == 0
+    drawn = [{s["id"]: s["samples"] for s in rows(r / "samples.jsonl")} for r in (finished, tmp_path / "run")]
+    assert sum(drawn[0][i] == drawn[1][i] for i in drawn[0]) < 4
+    greedy = [{s["id"]: s["answer"] for s in rows(r / "samples.jsonl")} for r in (finished, tmp_path / "run")]
+    assert greedy[0] == greedy[1]
+
+
+def test_a_changed_seed_makes_another_toy_model(gpt2, tmp_path, monkeypatch):
+    """The facts depend on the seed, so the model that learned them must too."""
+    import toy
+
+    built = []
+
+    def build(folder, seed):
+        built.append(seed)
+        shutil.copytree(gpt2, folder)
+
+    monkeypatch.setattr(toy, "build", build)
+    for seed in (1, 1, 2):
+        stages.load_model(Config(model="toy", dataset="toy", seed=seed, device="cpu"), Run(tmp_path / "run"))
+    assert built == [1, 2]
+
+
+# targets
+
+
+def flip(calibrated, run, identity):
+    """A copy in which the answer to one question is graded the other way, calibrated again."""
+    shutil.copytree(calibrated, run)
+    samples = rows(run / "samples.jsonl")
+    for s in samples:
+        if s["id"] == identity:
+            right = data.grade(s["answer"], s["answers"])
+            s["answers"] = ["nothing of the kind"] if right else [s["answer"]]
+    write(run / "samples.jsonl", samples)
+    done = json.loads((run / "stages.json").read_text())
+    del done["calibrate"]
+    (run / "stages.json").write_text(json.dumps(done))
+    return run
+
+
+def test_targets_are_cross_fitted(calibrated, call, mixed, tmp_path):
+    before = rows(calibrated / "targets.jsonl")
+    assert 0.2 < np.mean([t["correct"] for t in before]) < 0.8
+    train = [t["id"] for t in before if t["part"] == "train"]
+    for identity in train[:2]:
+        run = flip(calibrated, tmp_path / identity, identity)
+        assert call(run, command="calibrate", dataset=mixed) == 0
+        for old, new in zip(before, rows(run / "targets.jsonl"), strict=True):
+            assert old["entropy"] == new["entropy"]
+            assert (old["correct"] != new["correct"]) == (old["id"] == identity)
+            if old["part"] == "test":
+                assert new["target"] != old["target"]
+        changed = {o["id"] for o, n in zip(before, rows(run / "targets.jsonl"), strict=True)
+                   if o["part"] == "train" and o["target"] != n["target"]}  # fmt: skip
+        fold = {t: (6 + i) % 5 for i, t in enumerate(train)}  # six questions are Platt's
+        assert changed == {t for t in train if fold[t] != fold[identity]}
+
+
+def test_targets_of_held_out_questions_come_from_the_stored_fit(calibrated):
+    fit = platt.Platt.from_json((calibrated / "platt.json").read_text())
+    targets = rows(calibrated / "targets.jsonl")
+    assert [t["target"] is None for t in targets] == [t["part"] == "platt" for t in targets]
+    held_out = [t for t in targets if t["part"] == "test"]
+    np.testing.assert_allclose([t["target"] for t in held_out], fit.predict([t["entropy"] for t in held_out]))
+    labelled = [t for t in targets if t["part"] != "test"]
+    again = platt.fit(*([t[k] for t in labelled] for k in ("entropy", "correct")))
+    assert (fit.a, fit.b) == (again.a, again.b)
+    assert all(0 <= t["entropy"] <= math.log(3) for t in targets)
+
+
+def test_the_fingerprint_says_how_the_entropies_were_made(calibrated, gpt2):
+    found = json.loads((calibrated / "platt.json").read_text())["fingerprint"]
+    wanted = {"model": str(gpt2), "prompt": "fewshot", "n": 3, "temperature": 1.0, "answer_temperature": 0.0,
+              "answer_tokens": 6, "embedder": "self", "kernel": "rbf", "gamma": 1.0, "grader": "exact"}  # fmt: skip
+    assert {k: found.get(k) for k in wanted} == wanted
+    assert isinstance(found["preamble"], int)
+
+
+# training
+
+
+@pytest.mark.parametrize("flags", [
+    ["--updates", "2"], ["--kl", "0.1"], ["--advantage", "zscore"], ["--advantage", "center"], ["--warmup", "2"],
+    ["--amp", "bf16"], ["--reasoning", "4"], ["--rollout-temperature", "0.5"], ["--tolerance", "0.4"],
+    ["--lr", "2e-2"], ["--max-grad-norm", "1e-3"],
+])  # fmt: skip
+def test_each_option_of_training_runs_and_matters(flags, train):
+    ordinary, changed = weights(train()), weights(train(*flags))
+    assert ordinary.keys() == changed.keys()
+    assert any(not torch.equal(ordinary[k], changed[k]) for k in ordinary)
+    assert all(torch.isfinite(w).all() for w in changed.values())
+
+
+def test_micro_batches_change_nothing(train):
+    whole, cut = train("--kl", "0.1"), train("--kl", "0.1", "--micro-batch", "1")
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], weight, rtol=0, atol=1e-5)
+    assert any(w.abs().max() > 1e-3 for name, w in weights(whole).items() if "lora_B" in name)  # it did train
+
+
+def test_every_logged_number_is_explained_in_the_readme(train):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for record in rows(train("--kl", "0.1") / "metrics.jsonl"):
+        for name in record.keys() - {"step", "loss"}:
+            assert f"`{name}`" in readme
+
+
+def test_no_steps_at_all_leave_the_model_as_it_is(train):
+    out = train("--steps", "0")
+    assert rows(out / "metrics.jsonl") == []
+    assert all(not w.any() for name, w in weights(out).items() if "lora_B" in name)
+
+
+def test_the_answers_are_those_of_the_frozen_model(train, mixed, tmp_path):
+    out = train("--lr", "0.1", "--steps", "12")
+    samples = rows(out / "samples.jsonl")
+    model = language.load(json.loads((out / "config.json").read_text())["model"])
+    language.load_adapter(model, out / "adapter")
+    prompt, answers = data.Prompt(model, "fewshot"), {}
+    for on in (False, True):
+        with language.adapter(model, on):
+            drawn = language.sample(
+                model, [prompt.answer(s["question"]) for s in samples], [0.0], 6, language.stop_ids(model, "\n"),
+                [0] * len(samples),
+            )  # fmt: skip
+        answers[on] = [data.clean_answer(model.decode(c)) for (c,) in drawn]
+    assert answers[False] == [s["answer"] for s in samples]
+    assert answers[True] != answers[False]  # the adapter does something where it is on
+    asked = write(tmp_path / "in.jsonl", [{"question": s["question"]} for s in samples])
+    assert calunc.main(["predict", "--in", str(asked), "--out", str(tmp_path / "o.jsonl"), "--run", str(out)]) == 0
+    assert [r["answer"] for r in rows(tmp_path / "o.jsonl")] == answers[False]
+
+
+def test_reasoning_runs_to_the_end(call, mixed, calibrated, tmp_path, stating):
+    out = tmp_path / "run"
+    shutil.copytree(calibrated, out)
+    assert call(out, "--reasoning", "4", "--steps", "1", dataset=mixed) == 0
+    report = json.loads((out / "report.json").read_text())
+    # up to 4 tokens of reasoning and 6 of the number
+    answer = report["cost"]["answer"]["tokens"]
+    assert 2 < report["cost"]["trained"]["tokens"] - answer <= 10
+
+
+@pytest.mark.parametrize("family, chat", [("llama", True), ("qwen2", True), ("gemma2", True), ("gemma2", False)])
+def test_other_architectures_and_prompts(family, chat, tiny, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "EXAMPLES", data.EXAMPLES[:1])  # shorter prompts
+    prompt = "chat" if chat else "fewshot"
+    assert call(tmp_path / "run", "--prompt", prompt, "--steps", "1", model=tiny(family, chat)) == 0
+    assert json.loads((tmp_path / "run" / "platt.json").read_text())["fingerprint"]["prompt"] == prompt
+    assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_the_prompt_is_the_chat_template_if_there_is_one(tiny, gpt2, tmp_path):
+    for model, style in ((tiny("qwen2", True), "chat"), (gpt2, "fewshot")):
+        loaded, prompt = stages.load_model(Config(model=str(model), device="cpu"), Run(tmp_path))
+        assert prompt.style == style
+        assert prompt.answer("why") == data.Prompt(loaded, style).answer("why")
+
+
+# evaluation
+
+
+@pytest.fixture(scope="session")
+def evaluated(call, mixed, calibrated, tmp_path_factory):
+    """A finished run with chosen statements: four untrained and two trained ones of eight are malformed."""
+    said = {False: [None, 0.9, None, 0.9, 0.8, None, 1.0, None], True: [0.1, 0.35, None, 0.8, 0.5, 0.35, None, 0.2]}
+
+    def state(config, model, prompt, asked, seeds, on):
+        assert len(asked) == len(seeds) == 8
+        return said[on], 5.0, 0.25
+
+    out = tmp_path_factory.mktemp("runs") / "evaluated"
+    shutil.copytree(calibrated, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calunc, "state_confidence", state)
+        assert call(out, dataset=mixed) == 0
+    return out, said
+
+
+def test_predictions_hold_every_confidence_of_every_held_out_question(evaluated):
+    out, said = evaluated
+    targets, found = rows(out / "targets.jsonl"), rows(out / "predictions.jsonl")
+    labelled = [t for t in targets if t["part"] in ("platt", "train")]
+    test = [t for t in targets if t["part"] == "test"]
+    family = defaultdict(list)
+    for t in labelled:
+        family[t["family"]].append(t["correct"])
+    assert [r["untrained"] for r in found] == said[False]
+    assert [r["trained"] for r in found] == said[True]
+    for r, t in zip(found, test, strict=True):
+        assert t.items() <= r.items()
+        assert r["base rate"] == pytest.approx(sum(t["correct"] for t in labelled) / 16)
+        assert r["family prior"] == pytest.approx(sum(family[t["family"]]) / len(family[t["family"]]))
+    assert found[0]["family prior"] != found[0]["base rate"]
+
+
+def by_hand(confidence, correct):
+    """Accuracy, Brier score, ECE in ten bins and AUROC, as loops."""
+    n, bins = len(correct), defaultdict(list)
+    for c, y in zip(confidence, correct, strict=True):
+        bins[min(int(c * 10 + 1e-6), 9)].append(y - c)
+    right = [c for c, y in zip(confidence, correct, strict=True) if y]
+    wrong = [c for c, y in zip(confidence, correct, strict=True) if not y]
+    wins = sum((r > w) + (r == w) / 2 for r in right for w in wrong)
+    return {
+        "n": n, "accuracy": len(right) / n,
+        "brier": sum((c - y) ** 2 for c, y in zip(confidence, correct, strict=True)) / n,
+        "ece": sum(abs(sum(b)) for b in bins.values()) / n,
+        "auroc": wins / (len(right) * len(wrong)) if right and wrong else None,
+    }  # fmt: skip
+
+
+def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
+    out, said = evaluated
+    found = rows(out / "predictions.jsonl")
+    correct = [r["correct"] for r in found]
+    report = json.loads((out / "report.json").read_text())["sets"]["test"]
+    worst = {name: [1 - y if r[name] is None else r[name] for r, y in zip(found, correct, strict=True)]
+             for name in ("untrained", "trained", "target", "base rate", "family prior")}  # fmt: skip
+    stated = {name: [(r[name], r["correct"]) for r in found if r[name] is not None] for name in worst}
+    expected = {
+        "Stated, untrained": by_hand(worst["untrained"], correct),
+        "Stated, untrained, malformed dropped": by_hand(*zip(*stated["untrained"], strict=True)),
+        "Stated, trained": by_hand(worst["trained"], correct),
+        "Stated, trained, malformed dropped": by_hand(*zip(*stated["trained"], strict=True)),
+        "Teacher: samples, entropy, Platt": by_hand(worst["target"], correct),
+        "Base rate": by_hand(worst["base rate"], correct),
+        "Family prior": by_hand(worst["family prior"], correct),
+    }
+    assert list(report["methods"]) == list(expected)
+    for name, values in expected.items():
+        for key, value in values.items():
+            assert report["methods"][name][key] == (value if value is None else pytest.approx(value, abs=1e-12))
+        low, high = report["methods"][name]["interval"]["brier"]
+        assert low <= report["methods"][name]["brier"] <= high
+    assert report["malformed"]["Stated, untrained"] == 0.5
+    assert report["malformed"]["Stated, trained"] == 0.25
+    assert 0 < report["accuracy"] < 1 and report["n"] == 8
+    for name, of_family in report["families"].items():
+        inside = [r for r in found if r["family"] == name]
+        assert of_family["n"] == len(inside)
+        assert of_family["accuracy"] == pytest.approx(np.mean([r["correct"] for r in inside]))
+    both = [(r["trained"], r["target"]) for r in found if r["trained"] is not None]
+    agreement = report["agreement"]["Stated, trained v teacher: samples, entropy, platt"]
+    assert agreement["n"] == 6
+    assert agreement["mean_absolute_difference"] == pytest.approx(np.mean([abs(a - b) for a, b in both]))
+
+
+def test_the_markdown_shows_the_numbers_and_the_warnings(evaluated):
+    out, _ = evaluated
+    report, text = json.loads((out / "report.json").read_text()), (out / "report.md").read_text()
+    for name, row in report["sets"]["test"]["methods"].items():
+        (line,) = [x for x in text.splitlines() if x.startswith(f"| {name} | {row['accuracy']:.3f}")]
+        assert f" {row['ece']:.3f} [" in line and f" {row['brier']:.3f} [" in line
+    assert "- test: Stated, untrained: 50.0% stated no confidence; they are counted as worst." in text
+    assert "- test: Stated, trained: 25.0% stated no confidence; they are counted as worst." in text
+    p = report["platt"]
+    assert f"P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f})" in text
+
+
+def test_the_cost_of_an_answer_of_the_teacher_and_of_the_student(evaluated):
+    out, _ = evaluated
+    cost = json.loads((out / "report.json").read_text())["cost"]
+    test = [s for s in rows(out / "samples.jsonl") if s["part"] == "test"]
+    answer, drawn = (np.mean([s[k] for s in test]) for k in ("answer_tokens", "sample_tokens"))
+    assert cost["answer"]["tokens"] == pytest.approx(answer)
+    assert cost["target"]["tokens"] == pytest.approx(answer + drawn)
+    assert cost["trained"]["tokens"] == pytest.approx(answer + 5)
+    assert cost["trained"]["seconds"] == pytest.approx(cost["answer"]["seconds"] + 0.25)
+
+
+def test_the_adapter_is_off_for_the_untrained_row(call, mixed, train, monkeypatch):
+    states, real = [], rl.rollout
+
+    def spy(model, *args):
+        on = {m.on for m in model.model.modules() if isinstance(m, language.LoRA)}
+        trained = any(m.B.abs().max() > 0 for m in model.model.modules() if isinstance(m, language.LoRA))
+        states.append((on, trained, args[2]))
+        return real(model, *args)
+
+    out = train()
+    monkeypatch.setattr(rl, "rollout", spy)
+    assert call(out, dataset=mixed) == 0
+    assert states == [({False}, True, [0.0]), ({True}, True, [0.0])]
+
+
+# the command line
+
+
+def run_python(*args):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_is_quick_and_explains_every_flag():
+    seconds = []
+    for _ in range(3):  # the machine may be busy
+        start = time.perf_counter()
+        done = run_python("calunc.py", "--help")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+    assert done.returncode == 0 and not done.stderr
+    entries = done.stdout.split("options:\n")[1].split("\n  -")[1:]
+    texts = {e.split()[0].rstrip(","): e.split() for e in (f"-{entry}" for entry in entries)}
+    flags = {"--out", "--run", "--in", *("--" + f.name.replace("_", "-") for f in fields(Config))}
+    assert flags <= texts.keys()
+    for flag in flags:  # more than the flag and the name of its value
+        assert len(texts[flag]) > 3, flag
+    assert all(f.metadata["help"].strip() for f in fields(Config))
+
+
+def test_importing_the_command_line_is_light():
+    done = run_python("-c", "import sys, calunc; print({'torch', 'transformers', 'numpy'} & sys.modules.keys())")
+    assert done.stdout == "set()\n"
+
+
+def test_settings_reach_the_configuration():
+    _, config = calunc.parse(["--model", "m", "--train-questions", "7", "--ood", "a,b", "--lr", "2e-3"])
+    assert (config.model, config.dataset, config.train_questions) == ("m", "facts", 7)
+    assert (config.ood, config.lr) == ("a,b", 2e-3)
+    _, toy = calunc.parse([])
+    assert (toy.model, toy.dataset, toy.gamma) == ("toy", "toy", 4.0)
+    _, toy = calunc.parse(["--gamma", "3"])
+    assert toy.gamma == 3.0
+    check(toy)
+
+
+def test_every_setting_names_the_first_stage_that_depends_on_it():
+    assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None}
+    free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
+    assert free == {"sample_batch", "micro_batch", "device"}

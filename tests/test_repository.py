@@ -1,0 +1,156 @@
+"""What holds for the repository as a whole: how modules depend on one another, what is pinned, what the README says."""
+
+import ast
+import graphlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import calunc
+
+ROOT = Path(calunc.__file__).parent
+MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def imports(path):
+    """The top-level names that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_modules_are_there():
+    assert {"calunc", "data", "toy", "lm", "entropy", "platt", "rl", "baselines", "eval", "figures"} <= set(MODULES)
+
+
+def test_imports_run_one_way():
+    graph = {name: imports(path) & set(MODULES) for name, path in MODULES.items()}
+    assert sum(map(len, graph.values())) > 10
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order[-1] == "calunc"
+
+
+def test_nothing_imports_the_command_line():
+    for path in [*MODULES.values(), *SCRIPTS]:
+        assert "calunc" not in imports(path), path.name
+
+
+@pytest.mark.parametrize("name", ["entropy", "platt", "eval", "baselines"])
+def test_the_mathematics_needs_numpy_alone(name):
+    assert imports(MODULES[name]) - sys.stdlib_module_names == {"numpy"}
+
+
+def test_only_pinned_packages_are_imported():
+    pinned = {line.split("==")[0] for line in requirements()}
+    # these two come with transformers and torch
+    others = {"tokenizers", "safetensors", "tqdm"}
+    for name, path in MODULES.items():
+        assert imports(path) - sys.stdlib_module_names - set(MODULES) <= pinned | others, name
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_five_packages_are_pinned():
+    assert {line.split("==")[0] for line in requirements()} == {
+        "torch", "transformers", "numpy", "datasets", "matplotlib"
+    }  # fmt: skip
+    for line in requirements():
+        assert re.fullmatch(r"[a-z]+==\d+(\.\d+)+", line)
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=lambda path: path.name)
+def test_every_file_says_what_it_is_for(path):
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert text and len(text.split()) > 5
+
+
+def test_no_file_knows_where_it_was_written():
+    places = re.compile(r"(?<![\w./])/(work|root|home|Users|tmp)/")
+    folders = (".", "tests", "scripts", "facts", ".ci", "results")
+    paths = [p for folder in folders for p in sorted((ROOT / folder).rglob("*") if folder == "results" else
+                                                     (ROOT / folder).glob("*"))]  # fmt: skip
+    text = {".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".yml", ""}
+    files = [p for p in paths if p.is_file() and p.suffix in text]
+    assert len(files) > 30
+    for path in files:
+        assert not places.search(path.read_text(encoding="utf-8")), path
+
+
+# the README
+
+
+def commands():
+    """The lines of its fenced bash blocks, cut at &&, as lists of words."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+
+
+def test_commands_of_the_readme_parse():
+    ours = [words[2:] for words in commands() if words[:2] == ["python", "calunc.py"]]
+    assert len(ours) >= 4
+    for argv in ours:
+        args, config = calunc.parse(argv)
+        if args.command not in ("ask", "predict"):
+            calunc.check(config)
+
+
+def test_scripts_of_the_readme_exist():
+    named = [words[1] for words in commands() if words[0] == "python" and words[1] != "calunc.py"]
+    named += re.findall(r"python (scripts/\w+\.py)", README)
+    assert named
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+def test_flags_that_the_readme_names_exist():
+    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_of(ROOT / "calunc.py")))
+    used = set(re.findall(r"`(--[a-z][a-z-]*)`", README))
+    assert used and used <= known
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(links) > 10
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_public_names_of_the_readme_exist():
+    """`module.function` in its text is a function of that module."""
+    found = re.findall(r"`([a-z]+)\.([a-z_]+)`", README)
+    found = [(module, name) for module, name in found if name not in ("py", "md", "json", "jsonl")]
+    assert len(found) >= 5
+    for module, name in found:
+        defined = {n.name for n in ast.parse(MODULES[module].read_text()).body if hasattr(n, "name")}
+        assert name in defined, f"{module}.{name}"
+
+
+# the scripts
+
+
+def help_of(path):
+    done = subprocess.run([sys.executable, str(path), "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_answer_help(path):
+    said = help_of(path)
+    assert said.startswith(f"usage: {path.name}")
+    assert len(said.split()) > 15
