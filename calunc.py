@@ -35,16 +35,19 @@ def parse(argv):
         text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
         parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default, help=text,
                             choices=f.metadata.get("choices"))  # fmt: skip
-    args = parser.parse_args(argv)
+    # intermixed: flags may stand between the command and the question
+    args = parser.parse_intermixed_args(argv)
     if args.model == "toy":
         parser.set_defaults(**TOY)
-        args = parser.parse_args(argv)
+        args = parser.parse_intermixed_args(argv)
     return args, Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
 
 
 def pipeline(args, config):
     """All stages up to the one that was asked for, without those that are done."""
     check(config)
+    if args.question:
+        raise ValueError(f"{args.command} takes no question: {args.question!r}")
     run = Run(args.out or f"runs/{Path(config.model).name}")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     todo = [stage for stage in wanted if not run.done(stage, config)]
@@ -69,6 +72,7 @@ def pipeline(args, config):
         }
     for stage in todo:
         start = time.perf_counter()
+        run.start(stage)
         work[stage]()
         run.finish(stage, config, time.perf_counter() - start)
     if args.command == "eval":
@@ -99,13 +103,15 @@ def ask(args):
 def predict(args):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
     config, run = trained_run(args.run)
     import data
     import stages
 
     questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
     rows = stages.answer_questions(config, run, questions)
-    out = Path(args.out)
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
 

@@ -65,6 +65,8 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     """
     find(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
+        raise ValueError(f"{name_or_path} has no tokenizer")
     model = auto_class.from_pretrained(name_or_path, dtype=dtype)
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 

@@ -144,7 +144,7 @@ def markdown(report):
         if s["agreement"]:
             lines += ["| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]
             for pair, a in s["agreement"].items():
-                lines.append(f"| {pair} | {a['n']} | {a['mean_absolute_difference']:.3f} | {a['spearman']:.2f} |")
+                lines.append(f"| {pair} | {a['n']} | {a['mean_absolute_difference']:.3f} | {_number(a['spearman'])} |")
             lines.append("")
         if "families" in s:
             lines += ["| Family | n | Accuracy | AUROC untrained | AUROC trained | AUROC teacher | ECE trained |",

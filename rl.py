@@ -182,7 +182,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
         # ten steps up, then straight down to zero
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.adam, lambda step: min((step + 1) / 10, 1 - step / total_steps)
+            self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total_steps, 1))
         )
         self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
         # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32

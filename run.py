@@ -10,7 +10,13 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-STAGES = ("sample", "calibrate", "train", "eval")
+FILES = {  # the stages in their order, and what each of them writes
+    "sample": ("samples.jsonl",),
+    "calibrate": ("targets.jsonl", "platt.json"),
+    "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
+    "eval": ("predictions.jsonl", "report.json", "report.md"),
+}
+STAGES = tuple(FILES)
 
 
 def flag(default, text, stage, **kwargs):
@@ -119,13 +125,19 @@ class Run:
         return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
     def done(self, stage, config):
-        """Was this stage finished with these settings?"""
-        done = self.read("stages.json") if self.path("stages.json").exists() else {}
-        return done.get(stage, {}).get("key") == key(stage, config)
+        """Was this stage finished with these settings, and is all of it still there?"""
+        there = all(self.path(name).exists() for name in FILES[stage])
+        return there and self._stages().get(stage, {}).get("key") == key(stage, config)
+
+    def start(self, stage):
+        """From here on the files of this stage may be half new, so they must not pass for finished."""
+        self.write("stages.json", {name: entry for name, entry in self._stages().items() if name != stage})
 
     def finish(self, stage, config, seconds):
-        done = self.read("stages.json") if self.path("stages.json").exists() else {}
-        self.write("stages.json", done | {stage: {"key": key(stage, config), "seconds": round(seconds, 1)}})
+        self.write("stages.json", self._stages() | {stage: {"key": key(stage, config), "seconds": round(seconds, 1)}})
+
+    def _stages(self):
+        return self.read("stages.json") if self.path("stages.json").exists() else {}
 
 
 def key(stage, config):

@@ -33,12 +33,14 @@ from run import key, read_lines
 
 
 def load_model(config, run):
-    """-> LM and Prompt. The toy model is trained once and kept in the run folder."""
+    """-> LM and Prompt. The toy model is trained once for each seed and kept in the run folder."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, and there is no GPU in reach")
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     name = config.model
     if name == "toy":
-        name = run.path("model")
+        name = run.path(f"model-{config.seed}")
         if not name.exists():
             name.parent.mkdir(parents=True, exist_ok=True)
             toy.build(name, config.seed)
@@ -62,7 +64,11 @@ def load_questions(config):
         others = {"unseen families": unseen}
     else:
         known = data.load(config.dataset)
-        others = {data.short_name(name): data.load(name) for name in config.ood.split(",") if name}
+        others = {}
+        for name in filter(None, map(str.strip, config.ood.split(","))):
+            short = data.short_name(name)
+            # a file called test.jsonl must not take the place of the held-out part
+            others[name if short in sizes or short in others else short] = data.load(name)
     if len(known) < sum(sizes.values()):
         share = len(known) / sum(sizes.values())
         sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
@@ -90,6 +96,8 @@ def sample(config, run, model, prompt, questions):
     # finished batches are kept, so that an interrupted run goes on where it was
     partial = run.path(f".samples-{key('sample', config)}.jsonl")
     rows = {(row["part"], row["id"]): row for row in read_lines(partial)}
+    if rows:
+        run.write(partial.name, list(rows.values()))  # without a last line that was cut short
     todo = [(part, q) for part, q in questions if (part, q.id) not in rows]
     bar = tqdm(total=len(questions), initial=len(rows), desc="sampling answers", unit="question")
     for batch in batches(todo, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):

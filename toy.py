@@ -114,7 +114,7 @@ def corpus(world, tokenizer):
 
 
 def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
-    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.8M parameters."""
+    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.6M parameters."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tok = tokenizer(world)
@@ -148,7 +148,7 @@ def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
 
 
 def build(folder, seed):
-    """Train the toy model and save it as an ordinary Hugging Face folder; returns its error on the known facts."""
+    """Train the toy model and save it as an ordinary Hugging Face folder; print its error on the known facts."""
     facts = world(seed=seed)
     model, tok = train(facts, seed=seed)
     temporary = folder.with_name(f".{folder.name}.tmp")

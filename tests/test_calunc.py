@@ -1,4 +1,4 @@
-"""calunc.py, run.py and report.py on tiny random models: stages, run folder, report, command line."""
+"""calunc.py, stages.py, run.py and report.py on tiny random models: stages, run folder, report, command line."""
 
 import json
 import math
@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 import calunc
 import data
 import lm as language
+import lora
 import platt
 import rl
 import stages
+import toy
 from run import STAGES, Config, Run, check
 
 ROOT = Path(calunc.__file__).parent
@@ -281,6 +283,7 @@ WRONG = {
     "one rollout": (["--rollouts", "1"], "--rollouts must be at least 2"),
     "no learning rate": (["--lr", "0"], "--lr is 0.0: it must be positive"),
     "not a number": (["--gamma", "nan"], "--gamma is nan: it must be positive"),
+    "stray word": (["why"], "eval takes no question: 'why'"),
     "toy questions": (["--dataset", "toy"], "the toy model and the toy questions go together"),
 }
 
@@ -446,7 +449,7 @@ def test_a_second_call_does_nothing(copy, call, capsys):
     assert stamps(copy) == before
 
 
-@pytest.mark.parametrize("flags, stages", [
+@pytest.mark.parametrize("flags, again", [
     (["--seed", "1"], STAGES),
     (["--gamma", "2"], STAGES[1:]),
     (["--lr", "3e-3"], STAGES[2:]),
@@ -454,8 +457,8 @@ def test_a_second_call_does_nothing(copy, call, capsys):
     (["--sample-batch", "5"], ()),
     (["--micro-batch", "2"], ()),
 ])  # fmt: skip
-def test_a_changed_setting_redoes_what_depends_on_it(flags, stages, copy, call, capsys):
-    assert redone(call, copy, capsys, *flags) == list(stages)
+def test_a_changed_setting_redoes_what_depends_on_it(flags, again, copy, call, capsys):
+    assert redone(call, copy, capsys, *flags) == list(again)
     assert redone(call, copy, capsys, *flags) == []
     assert str(json.loads((copy / "config.json").read_text())["seed"]) == ("1" if "--seed" in flags else "0")
 
@@ -563,8 +566,6 @@ def test_another_seed_gives_other_samples(finished, call, tmp_path):
 
 def test_a_changed_seed_makes_another_toy_model(gpt2, tmp_path, monkeypatch):
     """The facts depend on the seed, so the model that learned them must too."""
-    import toy
-
     built = []
 
     def build(folder, seed):
@@ -672,10 +673,10 @@ def test_the_answers_are_those_of_the_frozen_model(train, mixed, tmp_path):
     out = train("--lr", "0.1", "--steps", "12")
     samples = rows(out / "samples.jsonl")
     model = language.load(json.loads((out / "config.json").read_text())["model"])
-    language.load_adapter(model, out / "adapter")
+    lora.load_adapter(model, out / "adapter")
     prompt, answers = data.Prompt(model, "fewshot"), {}
     for on in (False, True):
-        with language.adapter(model, on):
+        with lora.adapter(model, on):
             drawn = language.sample(
                 model, [prompt.answer(s["question"]) for s in samples], [0.0], 6, language.stop_ids(model, "\n"),
                 [0] * len(samples),
@@ -729,7 +730,7 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "evaluated"
     shutil.copytree(calibrated, out)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calunc, "state_confidence", state)
+        patch.setattr(stages, "state_confidence", state)
         assert call(out, dataset=mixed) == 0
     return out, said
 
@@ -830,15 +831,15 @@ def test_the_adapter_is_off_for_the_untrained_row(call, mixed, train, monkeypatc
     states, real = [], rl.rollout
 
     def spy(model, *args):
-        on = {m.on for m in model.model.modules() if isinstance(m, language.LoRA)}
-        trained = any(m.B.abs().max() > 0 for m in model.model.modules() if isinstance(m, language.LoRA))
-        states.append((on, trained, args[2]))
+        on = {m.on for m in model.model.modules() if isinstance(m, lora.LoRA)}
+        trained = any(m.B.abs().max() > 0 for m in model.model.modules() if isinstance(m, lora.LoRA))
+        states.append((on, trained, *args[2:4]))
         return real(model, *args)
 
     out = train()
     monkeypatch.setattr(rl, "rollout", spy)
     assert call(out, dataset=mixed) == 0
-    assert states == [({False}, True, [0.0]), ({True}, True, [0.0])]
+    assert states == [({False}, True, 1, 0.0), ({True}, True, 1, 0.0)]
 
 
 # the command line
@@ -874,11 +875,11 @@ def test_settings_reach_the_configuration():
     _, config = calunc.parse(["--model", "m", "--train-questions", "7", "--ood", "a,b", "--lr", "2e-3"])
     assert (config.model, config.dataset, config.train_questions) == ("m", "facts", 7)
     assert (config.ood, config.lr) == ("a,b", 2e-3)
-    _, toy = calunc.parse([])
-    assert (toy.model, toy.dataset, toy.gamma) == ("toy", "toy", 4.0)
-    _, toy = calunc.parse(["--gamma", "3"])
-    assert toy.gamma == 3.0
-    check(toy)
+    _, config = calunc.parse([])
+    assert (config.model, config.dataset, config.gamma) == ("toy", "toy", 4.0)
+    _, config = calunc.parse(["--gamma", "3"])
+    assert config.gamma == 3.0
+    check(config)
 
 
 def test_every_setting_names_the_first_stage_that_depends_on_it():

@@ -421,7 +421,7 @@ def plain_logp(lm, prompt, completion, temperature):
 
 
 def plain_steps(lm, config, total_steps):
-    """config.updates steps of AdamW on BATCH, one sequence at a time; returns the first gradient."""
+    """config.updates steps of AdamW on BATCH, one sequence at a time -> the first gradient, the last loss."""
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
     with torch.no_grad():
@@ -446,7 +446,7 @@ def plain_steps(lm, config, total_steps):
         for group in adam.param_groups:
             group["lr"] = config.lr * min((step + 1) / 10, 1 - step / total_steps)
         adam.step()
-    return first
+    return first, total.item()
 
 
 def adapter_of(lm):
@@ -470,9 +470,10 @@ def test_update_equals_a_plain_reimplementation(trained, config, micro_batch):
     config = replace(config, micro_batch=micro_batch)
     optimizer = Optimizer(lm, config, 8)
     stats = update(lm, BATCH, ADVANTAGES, config, optimizer)
-    first = plain_steps(plain, config, 8)
+    first, loss = plain_steps(plain, config, 8)
     torch.testing.assert_close(adapter_of(lm), adapter_of(plain), atol=1e-5, rtol=0)
     assert (adapter_of(lm) - before).abs().max() > 1e-4
+    assert stats["loss"] == pytest.approx(loss, abs=1e-4)
     if config.updates == 1:
         assert stats["grad_norm"] == pytest.approx(first.norm().item(), rel=1e-4)
         assert stats["clip_fraction"] == stats["approx_kl"] == 0

@@ -13,6 +13,7 @@ from scipy.stats import chi2
 import calunc
 import data
 import lm as language
+import lora
 import toy
 
 STEPS, WIDTH = 260, 48
@@ -292,11 +293,11 @@ def test_the_adapter_would_change_the_answers_if_it_were_on(small_run):
     """So that the equality of the answers above is due to the switch, not to an adapter that does nothing."""
     samples = rows(small_run / "samples.jsonl")
     model = language.load(next(small_run.glob("model*")))
-    language.load_adapter(model, small_run / "adapter")
+    lora.load_adapter(model, small_run / "adapter")
     prompts = [model.encode(f"Question: {s['question']}\nAnswer:") for s in samples]
     answers = {}
     for on in (False, True):
-        with language.adapter(model, on):
+        with lora.adapter(model, on):
             drawn = language.sample(model, prompts, [0.0], 4, language.stop_ids(model), [0] * len(prompts))
         answers[on] = [data.clean_answer(model.decode(c)) for (c,) in drawn]
     assert answers[False] == [s["answer"] for s in samples]
