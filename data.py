@@ -223,9 +223,9 @@ class Prompt:
         tail = "Reasoning:" if reason else LABEL
         return self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}\n{tail}", special=True)
 
-    def after_reasoning(self):
-        """Forced after the reasoning; it is not the model's choice, so it is no part of the loss."""
-        return self.lm.encode(f"\n{LABEL}")
+    def after_reasoning(self, thought):
+        """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
+        return self.lm.encode(LABEL if self.lm.decode(thought).endswith("\n") else f"\n{LABEL}")
 
     def _chat(self, turns):
         messages = []

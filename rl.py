@@ -123,11 +123,12 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_to
     prompts = [prompt.confidence(q, a, reason=reasoning > 0) for q, a in asked]
     heads, actions = [[[] for _ in range(group)] for _ in prompts], [[[] for _ in range(group)] for _ in prompts]
     if reasoning:
-        line_stop, label = stop_ids(lm, "\n"), prompt.after_reasoning()
-        thoughts = sample(lm, prompts, [temperature] * group, reasoning, line_stop, seeds)
-        thoughts = [[t[:-1] if t[-1] in line_stop else t for t in row] for row in thoughts]
-        heads = [[t + label for t in row] for row in thoughts]
-        actions = [[[1] * len(t) + [0] * len(label) for t in row] for row in thoughts]
+        # the token that ends the thought is an action too
+        thoughts = sample(lm, prompts, [temperature] * group, reasoning, stop_ids(lm, "\n"), seeds)
+        labels = [[prompt.after_reasoning(t) for t in row] for row in thoughts]
+        heads = [[t + x for t, x in zip(*rows, strict=True)] for rows in zip(thoughts, labels, strict=True)]
+        actions = [[[1] * len(t) + [0] * len(x) for t, x in zip(*rows, strict=True)]
+                   for rows in zip(thoughts, labels, strict=True)]  # fmt: skip
         # each rollout has a beginning of its own now, and so is a prompt of its own
         longer = [p + h for p, row in zip(prompts, heads, strict=True) for h in row]
         number_seeds = [seed_of(seed, i) for seed in seeds for i in range(group)]
@@ -186,7 +187,7 @@ class Optimizer:
         )
         self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
         # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
-        self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
         self.max_grad_norm = config.max_grad_norm
 
     def autocast(self):
@@ -196,13 +197,15 @@ class Optimizer:
         self.scaler.scale(loss).backward()
 
     def step(self):
-        """Clip, update, and return the gradient norm before clipping."""
+        """Clip, update, and return the gradient norm before clipping. An fp16 overflow skips the step."""
+        scale = self.scaler.get_scale()
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
         self.scaler.step(self.adam)
         self.scaler.update()
         self.adam.zero_grad()
-        self.schedule.step()
+        if self.scaler.get_scale() >= scale:
+            self.schedule.step()
         return float(norm)
 
 

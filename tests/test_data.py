@@ -244,7 +244,8 @@ def test_fewshot_prompts_word_for_word(prompt):
     )
     assert text_of(p, p.confidence(Q, A)) == start + "Confidence:"
     assert text_of(p, p.confidence(Q, A, reason=True)) == start + "Reasoning:"
-    assert text_of(p, p.after_reasoning()) == "\nConfidence:"
+    assert text_of(p, p.after_reasoning(p.lm.encode("so it is"))) == "\nConfidence:"
+    assert text_of(p, p.after_reasoning(p.lm.encode("so it is\n"))) == "Confidence:"
 
 
 def test_chat_prompts_turn_by_turn(prompt):
@@ -287,7 +288,7 @@ def test_special_tokens_occur_once(make_tokenizer):
     lm = LM(None, make_tokenizer(characters=characters, chat=True, wrap=True), "characters")
     assert Prompt(lm, "chat").answer(Q).count(1) == 1  # the template brings its own <s>
     assert Prompt(lm, "fewshot").answer(Q).count(1) == 1  # raw text gets the tokenizer's
-    assert 1 not in Prompt(lm, "fewshot").after_reasoning()
+    assert 1 not in Prompt(lm, "fewshot").after_reasoning([])
 
 
 def test_chat_needs_a_template(make_tokenizer):

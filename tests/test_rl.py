@@ -563,7 +563,7 @@ def test_the_gradient_of_mixed_precision_is_close(trained, amp):
     optimizer = Recorder(lm, config, 100)
     assert optimizer.scaler.is_enabled() == (amp == "fp16")
     stats, scales = first_step(lm, config, optimizer)
-    assert scales == ([2.0**k for k in range(16, 16 - len(scales), -1)] if amp == "fp16" else [1])
+    assert scales == ([2.0**k for k in range(10, 10 - len(scales), -1)] if amp == "fp16" else [1])
     got = torch.cat([g.flatten() for g in optimizer.gradients]) / scales[-1]
     assert torch.cosine_similarity(got, exact, dim=0) > 0.98
     assert stats["grad_norm"] == pytest.approx(exact.norm().item(), rel=0.05)  # unscaled before it is clipped
@@ -632,7 +632,8 @@ def test_rollouts_without_reasoning(world):
 
 def parts(lm, prompt, ids, actions):
     """A completion with reasoning -> its thought, its number."""
-    n, label = actions.index(0), prompt.after_reasoning()
+    n = actions.index(0)
+    label = prompt.after_reasoning(ids[:n])
     assert actions == [1] * n + [0] * len(label) + [1] * (len(ids) - n - len(label))
     assert ids[n : n + len(label)] == label
     return ids[:n], ids[n + len(label) :]
@@ -648,13 +649,13 @@ def test_reasoning(world):
     lengths = Counter()
     for ids, actions, confidence in zip(*flat, strict=True):
         thought, number = parts(lm, prompt, ids, actions)
-        assert not stop & set(thought) and len(thought) <= 7  # without the end of the line
+        assert not stop & set(thought[:-1]) and (len(thought) == 7 or thought[-1] in stop)
         assert 1 <= len(number) <= 6 and not numbers & set(number[:-1])
         assert confidence == parse_confidence(LABEL + lm.decode(number))
-        assert lm.decode(ids) == lm.decode(thought) + "\n" + LABEL + lm.decode(number)
+        assert lm.decode(ids) == lm.decode(thought).removesuffix("\n") + "\n" + LABEL + lm.decode(number)
         lengths[len(thought)] += 1
     assert len(lengths) > 2 and len(set(flat[2])) > 5
-    assert got.tokens == sum(len(ids) - len(prompt.after_reasoning()) for ids in flat[0])
+    assert got.tokens == sum(map(sum, flat[1]))
 
 
 def test_the_number_follows_from_the_reasoning(world):
@@ -662,9 +663,8 @@ def test_the_number_follows_from_the_reasoning(world):
     got = rollout(lm, prompt, ASKED, 1, 0.0, [1, 2, 3, 4], reasoning=7)
     for p, (ids,), (actions,) in zip(got.prompts, got.completions, got.actions, strict=True):
         thought, number = parts(lm, prompt, ids, actions)
-        free = greedy(lm, p, 7, stop_ids(lm, "\n"))
-        assert thought == [t for t in free if t not in stop_ids(lm, "\n")]
-        assert number == greedy(lm, p + thought + prompt.after_reasoning(), 6, stop_ids(lm, "\n%"))
+        assert thought == greedy(lm, p, 7, stop_ids(lm, "\n"))
+        assert number == greedy(lm, p + thought + prompt.after_reasoning(thought), 6, stop_ids(lm, "\n%"))
 
 
 def test_forced_tokens_have_no_gradient(world):
