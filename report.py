@@ -153,6 +153,9 @@ def markdown(report):
                 aurocs = " | ".join(_number(f[m]["auroc"]) for m in ("untrained", "trained", "target"))
                 lines.append(f"| {family} | {f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f} |")
             lines.append("")
+    if "language_model_error" in report:
+        lines += ["The toy language model's own probability of a fact is off by "
+                  f"{report['language_model_error']:.3f} on average (mean absolute difference to the known one).", ""]
     lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
     for name, c in report["cost"].items():
         lines.append(f"| {METHODS.get(name, 'Answer alone')} | {c['tokens']:.1f} | {c['seconds']:.3f} |")

@@ -55,15 +55,15 @@ class Config:
     steps: int = flag(200, "of reinforcement learning [reported: 1000]", "train")
     questions: int = flag(16, "per step [reported: 32]", "train")
     rollouts: int = flag(16, "per question [reported: 16]", "train")
-    rollout_temperature: float = flag(1.5, "of the rollouts and their log-probabilities [reported: 1.5]", "train")
+    rollout_temperature: float = flag(1.0, "of the rollouts and their log-probabilities [reported: 1.5]", "train")
     reasoning: int = flag(0, "tokens that the model may think before the number", "train")
     tolerance: float = flag(0.05, "of the reward 1 - max(tolerance, |c - p|) [reported: 0.05]", "train")
     advantage: str = flag("loo", "loo, center, or zscore (GRPO's)", "train", choices=("loo", "center", "zscore"))
-    lr: float = flag(1e-4, "learning rate of AdamW", "train")
+    lr: float = flag(2e-4, "learning rate of AdamW", "train")
     rank: int = flag(16, "of the LoRA [reported: 16]", "train")
     updates: int = flag(1, "optimiser steps per batch of rollouts", "train")
     clip: float = flag(0.2, "range of the probability ratio, when there are several updates", "train")
-    kl: float = flag(0.0, "weight of the divergence from the base model, per nat", "train")
+    kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train")
     max_grad_norm: float = flag(1.0, "gradient clipping", "train")
     micro_batch: int = flag(0, "questions in one backward pass, 0: all; saves memory, same result", None)
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
@@ -78,7 +78,7 @@ class Config:
 TOY = dict(
     dataset="toy",
     platt_questions=100, train_questions=1400, test_questions=600, ood_questions=600, answer_tokens=4, sample_batch=200,
-    gamma=4.0, steps=500, questions=64, rollouts=32, rollout_temperature=1.0, lr=4e-3, kl=0.03,
+    gamma=4.0, steps=500, questions=64, rollouts=32, lr=4e-3,
 )  # fmt: skip
 
 

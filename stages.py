@@ -229,6 +229,9 @@ def evaluate(config, run, model, prompt):
     fit = platt.Platt.from_json(run.path("platt.json").read_text())
     log = run.read("metrics.jsonl")
     result = report.build(rows, fit, log, cost, config, report.environment(model.device))
+    if config.model == "toy":
+        with lora.adapter(model, False):
+            result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     run.write("report.json", result)
     run.write("report.md", report.markdown(result))
 
