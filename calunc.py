@@ -28,7 +28,7 @@ def parse(argv):
                         "ask: answer one question; predict: answer a file of them")  # fmt: skip
     parser.add_argument("question", nargs="?", help="the question for `ask`")
     parser.add_argument("--out", help="run folder to write (default: runs/MODEL); for predict, the JSONL file")
-    parser.add_argument("--run", help="run folder that `ask` and `predict` use (default: runs/toy)", default="runs/toy")
+    parser.add_argument("--run", help="run folder that `ask` and `predict` use (default: runs/toy)")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     for f in fields(Config):
         default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
@@ -46,8 +46,9 @@ def parse(argv):
 def pipeline(args, config):
     """All stages up to the one that was asked for, without those that are done."""
     check(config)
-    if args.question:
-        raise ValueError(f"{args.command} takes no question: {args.question!r}")
+    for name, value in (("question", args.question), ("--run", args.run), ("--in", args.input)):
+        if value:
+            raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
     run = Run(args.out or f"runs/{Path(config.model).name}")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     todo = [stage for stage in wanted if not run.done(stage, config)]
@@ -63,7 +64,9 @@ def pipeline(args, config):
             stages.lm.find(config.embedder)
         model, prompt = stages.load_model(config, run)
         run.folder.mkdir(parents=True, exist_ok=True)
+        run.start(todo[0])
         run.write("config.json", asdict(config))
+        run.write("environment.json", stages.report.environment(model.device))
         work = {
             "sample": lambda: stages.sample(config, run, model, prompt, questions),
             "calibrate": lambda: stages.calibrate(config, run, model, prompt),
@@ -84,7 +87,7 @@ def pipeline(args, config):
 def trained_run(folder):
     """An existing run folder with an adapter -> its Config and Run."""
     run = Run(folder)
-    if not run.path("adapter").exists():
+    if not run.finished("train"):
         raise ValueError(f"{folder} holds no trained adapter: run `python calunc.py --out {folder}` first")
     return Config(**run.read("config.json")), run
 
@@ -92,7 +95,9 @@ def trained_run(folder):
 def ask(args):
     if not args.question:
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
-    config, run = trained_run(args.run)
+    if args.out or args.input:
+        raise ValueError("ask takes no --out and no --in; --run names the run folder")
+    config, run = trained_run(args.run or "runs/toy")
     import stages
 
     (found,) = stages.answer_questions(config, run, [args.question])
@@ -106,7 +111,7 @@ def predict(args):
     out = Path(args.out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
-    config, run = trained_run(args.run)
+    config, run = trained_run(args.run or "runs/toy")
     import data
     import stages
 

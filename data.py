@@ -17,22 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
+from run import FACTS
 
 
 @dataclass(frozen=True)
 class Question:
     """One question, its accepted answers, and the family (kind of task) that it belongs to.
 
-    group: questions of one group never straddle two splits. source: the name that it was loaded by. truth: the known
-    probability of each answer, in the toy world only.
+    source: the name that it was loaded by. truth: the known probability of each answer, in the toy world only.
     """
 
     id: str
     question: str
     answers: tuple[str, ...]
     family: str
-    group: str = ""
     source: str = ""
     truth: dict[str, float] | None = field(default=None, hash=False)
 
@@ -42,18 +40,18 @@ class Question:
 
 @dataclass(frozen=True)
 class HubSet:
-    """How to read one data set of the hub: its path and split, and a row -> (question, answers) function."""
+    """How to read one data set of the hub: its path, its splits, and a row -> (question, answers) function."""
 
     path: str
     config: str | None
-    split: str
+    held_out: str  # the split for --ood; --dataset takes "train"
     read: Callable[[dict], tuple[str, list[str]]]
 
 
 HUB = {
-    "trivia_qa": HubSet("mandarjoshi/trivia_qa", "rc.nocontext", "train",
+    "trivia_qa": HubSet("mandarjoshi/trivia_qa", "rc.nocontext", "validation",
                         lambda row: (row["question"], [row["answer"]["value"], *row["answer"]["aliases"]])),
-    "nq_open": HubSet("google-research-datasets/nq_open", None, "train",
+    "nq_open": HubSet("google-research-datasets/nq_open", None, "validation",
                       lambda row: (row["question"], row["answer"])),
     "web_questions": HubSet("stanfordnlp/web_questions", None, "test", lambda row: (row["question"], row["answers"])),
     "gsm8k": HubSet("openai/gsm8k", "main", "test",
@@ -62,13 +60,13 @@ HUB = {
 }  # fmt: skip
 
 
-def from_hub(name, rows=None):
+def from_hub(name, held_out=False, rows=None):
     """A data set of the hub by its short name -> questions. `rows` replaces the download (tests, local copies)."""
     entry = HUB[name]
     if rows is None:
         import datasets  # a second of import time that only this path pays
 
-        rows = datasets.load_dataset(entry.path, entry.config, split=entry.split)
+        rows = datasets.load_dataset(entry.path, entry.config, split=entry.held_out if held_out else "train")
     pairs = [entry.read(row) for row in rows]
     return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in enumerate(pairs)]
 
@@ -118,10 +116,11 @@ def short_name(name):
     return Path(name).stem if Path(name).is_file() else name
 
 
-def load(name):
+def load(name, held_out=False):
     """A comma-separated list of names -> questions. A name is `facts`, a hub set, a path, or `facts:FAMILY`.
 
-    Raises ValueError for an unknown name, with the nearest known one.
+    held_out: read a hub set's validation or test split instead of its training split. Raises ValueError for an unknown
+    name, with the nearest known one.
     """
     questions = []
     for part in map(str.strip, name.split(",")):
@@ -132,7 +131,7 @@ def load(name):
                 known = ", ".join(sorted({q.family for q in from_jsonl(FACTS)}))
                 raise ValueError(f"facts has no family {family!r}; it has {known}")
         elif part in HUB:
-            found = from_hub(part)
+            found = from_hub(part, held_out)
         elif Path(part).is_file():
             found = from_jsonl(part)
         else:
@@ -144,37 +143,30 @@ def load(name):
     ids = Counter(q.id for q in questions).most_common(1)
     if ids and ids[0][1] > 1:
         raise ValueError(f"{name}: the id {ids[0][0]!r} occurs twice")
-    return questions
+    first = {}
+    for q in questions:
+        first.setdefault(q.question, q)  # one that is asked twice could be in two parts
+    return list(first.values())
 
 
 def split(questions, sizes, seed):
-    """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}; groups stay together.
+    """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}.
 
     The sources have equal shares of the whole, as far as each goes, and the parts are alike. Raises ValueError where
     there are too few questions.
     """
-    rng, groups, sources = np.random.default_rng(seed), {}, {}
+    if len(questions) < sum(sizes.values()):
+        raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
+    rng, sources = np.random.default_rng(seed), {}
     for q in questions:
-        groups.setdefault(q.group or q.id, []).append(q)
-    for name, members in groups.items():
-        sources.setdefault(members[0].source, []).append(name)
-    turns = {}
-    for names in sources.values():
-        turns |= {names[i]: turn for turn, i in enumerate(rng.permutation(len(names)))}
-    dealt, left, total = [], [], 0
-    for name in sorted(groups, key=turns.get):  # the sources in turn
-        (dealt if total < sum(sizes.values()) else left).append(name)
-        total += len(groups[name])
+        sources.setdefault(q.source, []).append(q)
+    turns = []
+    for members in sources.values():
+        turns += zip(rng.permutation(len(members)).tolist(), members, strict=True)
+    dealt = [q for _, q in sorted(turns, key=lambda pair: pair[0])][: sum(sizes.values())]  # the sources in turn
     rng.shuffle(dealt)
-    order, parts = iter(dealt + left), {}  # whole groups overfill a part, so that a few more may be needed
-    for name, size in sizes.items():
-        parts[name] = []
-        while len(parts[name]) < size:
-            group = next(order, None)
-            if group is None:
-                raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
-            parts[name] += groups[group]
-    return parts
+    ends = np.cumsum(list(sizes.values()))
+    return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------------
@@ -233,7 +225,8 @@ class Prompt:
             messages.append({"role": "user", "content": user})
             if assistant is not None:
                 messages.append({"role": "assistant", "content": assistant})
-        text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                                          enable_thinking=False)  # fmt: skip
         return self.lm.encode(text)
 
 

@@ -2,9 +2,10 @@
 
 Sampling and scoring share one idea: each token is computed once. A batch of prompts has a common beginning (the
 few-shot preamble); its KV cache is computed once and expanded to the prompts, with gradients on. Each prompt has many
-completions; they are written side by side into the *same* row, and the attention mask hides them from one another:
+completions; they are written side by side into the *same* row, as a tree whose branches the attention mask hides from
+one another, so that completions that begin alike share their beginning:
 
-    common prefix (1, P)  ->  prompts (Q, L)  ->  completions (Q, n tokens a step, or all of them at once)
+    common prefix (1, P)  ->  prompts (Q, L)  ->  completions (Q, at most n tokens a step, or all of them at once)
 
 Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that
 its samples do not come from softmax(logits / temperature).
@@ -48,13 +49,14 @@ def find(name_or_path):
     path = Path(name_or_path)
     # a name beside existing files is meant as a path, and the hub need not be asked
     local = path.is_absolute() or path.is_file() or path.parent != Path() and path.parent.is_dir()
+    why = ""
     try:
         if path.is_dir() or not local:
             AutoConfig.from_pretrained(name_or_path)
             return
-    except (OSError, ValueError, KeyError):
-        pass
-    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach")
+    except (OSError, ValueError, KeyError) as error:
+        why = " (" + str(error).strip().split("\n")[0] + ")"
+    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach{why}")
 
 
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
@@ -73,44 +75,51 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
 
 # ---- one row per prompt, with all of its completions side by side -----------------------------------------------
 
-PROMPT, PAD = -1, -2  # owners of a column that is no completion's
-
 
 class _Rows:
-    """The KV cache of Q prompts. Each column knows its owner (the prompt, padding, or one completion) and position."""
+    """The KV cache of Q prompts with n completions each. Each column knows its position and whose it is."""
 
-    def __init__(self, lm, prompts):
-        """Compute the longest common prefix once, then what is each prompt's own; `self.last` is (Q, V)."""
-        self.lm, self.cache = lm, DynamicCache()
+    def __init__(self, lm, prompts, n):
+        """Compute the longest common prefix once, then what is each prompt's own; `self.last` is (Q, 1, V)."""
+        self.lm, self.n, self.cache = lm, n, DynamicCache()
         # each prompt keeps at least one token of its own: its last logits start the completion
         limit = min(map(len, prompts)) - 1
         shared = next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
-        self.owner = self.position = torch.empty(1, 0, dtype=torch.long, device=lm.device)
+        self.position = torch.empty(1, 0, dtype=torch.long, device=lm.device)  # (Q, C)
+        self.members = torch.empty(1, 0, n, dtype=torch.bool, device=lm.device)  # (Q, C, n)
+        everyone = range(n)
         if shared:
-            self.extend([prompts[0][:shared]], [[PROMPT] * shared], [range(shared)], keep=1)
+            self.extend([prompts[0][:shared]], [[everyone] * shared], [range(shared)], keep=1)
         self.select([0] * len(prompts))
         own = [p[shared:] for p in prompts]
-        logits = self.extend(own, [[PROMPT] * len(x) for x in own], [range(shared, len(p)) for p in prompts], keep=1)
-        self.last = logits[:, -1]
+        self.last = self.extend(own, [[everyone] * len(x) for x in own], [range(shared, len(p)) for p in prompts], 1)
 
     def select(self, rows):
         rows = torch.tensor(rows, device=self.lm.device)
         self.cache.batch_select_indices(rows)
-        self.owner, self.position = self.owner[rows], self.position[rows]
+        self.members, self.position = self.members[rows], self.position[rows]
 
-    def extend(self, ids, owner, position, keep=0):
-        """Feed new tokens, lists of (at most T) per row, padded on the left; returns logits (Q, keep or T, V)."""
+    def extend(self, ids, members, position, keep=0):
+        """Feed new tokens, lists of (at most T) per row, padded on the left; returns logits (Q, keep or T, V).
+
+        members: the completions that each token belongs to. Those that begin alike share the tokens of the beginning.
+        """
         width = max(map(len, ids))
 
-        def pad(lists, value):
-            return torch.tensor([[value] * (width - len(x)) + list(x) for x in lists], device=self.lm.device)
+        def pad(lists):
+            return torch.tensor([[0] * (width - len(x)) + list(x) for x in lists], device=self.lm.device)
 
-        ids, owner, position = pad(ids, 0), pad(owner, PAD), pad(position, 0)
-        self.owner = torch.cat([self.owner, owner], dim=1)  # (Q, C)
+        mine = torch.zeros(len(ids), width, self.n, dtype=torch.bool)
+        for r, row in enumerate(members):
+            for t, completions in enumerate(row, start=width - len(row)):
+                mine[r, t, completions] = True
+        reader = pad([[group[0] for group in row] for row in members])  # (Q, T), one member speaks for the others
+        ids, position = pad(ids), pad(position)
+        self.members = torch.cat([self.members, mine.to(ids.device)], dim=1)  # (Q, C, n)
         self.position = torch.cat([self.position, position], dim=1)  # (Q, C)
-        # a token sees the prompt and the earlier tokens of its own completion; padding sees padding, never nothing
-        mine = (self.owner[:, None] == PROMPT) | (self.owner[:, None] == owner[:, :, None])
-        visible = mine & (self.position[:, None] <= position[:, :, None])  # (Q, T, C)
+        # a token sees the prompt and the earlier tokens of its own completion; padding sees the first token of all
+        own = self.members.transpose(1, 2).gather(1, reader[:, :, None].expand(-1, -1, self.members.shape[1]))
+        visible = own & (self.position[:, None] <= position[:, :, None])  # (Q, T, C)
         model, config = self.lm.model, self.lm.model.config.get_text_config()
 
         def mask(visible):
@@ -149,10 +158,11 @@ def stop_ids(lm, characters="\n"):
 
 
 def _pick(logits, temperature, uniform):
-    """Inverse-CDF sampling, (R, S, V), (R, S, m), (R, S, m) -> (R, S, m): m tokens from each distribution.
+    """Inverse-CDF sampling, (R, S, V), (n,), (R, n) -> (R, S, n): a token of each completion from each distribution.
 
     One uniform number decides a token, whatever else is in the batch. Temperature 0 is greedy.
     """
+    uniform = uniform[:, None].expand(-1, logits.shape[1], -1)  # (R, S, n)
     token = logits.argmax(-1, keepdim=True).expand_as(uniform)
     for t in temperature.unique().tolist():
         if t > 0:
@@ -181,31 +191,33 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds):
         for seed in seeds
     ]).to(device)  # (Q, n, T)  # fmt: skip
     temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
-    rows = _Rows(lm, prompts)
-    # the first tokens of all completions of a prompt come from one distribution
-    first = _pick(rows.last[:, None], temperature.expand(len(prompts), 1, n), uniform[:, None, :, 0])[:, 0]  # (Q, n)
-    out = [[[token] for token in group] for group in first.tolist()]
-    row_of = list(range(len(prompts)))  # the prompt of each row that is left
-    for step in range(1, max_new_tokens):
-        writing = [[c for c in range(n) if out[q][c][-1] not in stop] for q in row_of]
-        if not any(writing):
+    rows = _Rows(lm, prompts, n)
+    out = [[[] for _ in range(n)] for _ in prompts]
+    # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
+    left, groups, logits = list(range(len(prompts))), [[list(range(n))] for _ in prompts], rows.last  # (R, S, V)
+    for step in range(max_new_tokens):
+        drawn = _pick(logits, temperature, uniform[left, :, step]).tolist()  # (R, S, n)
+        trees = []
+        for q, row, tokens in zip(left, groups, drawn, strict=True):
+            tree = {}
+            # the padding is in front
+            for group, token in zip(row, tokens[len(tokens) - len(row) :], strict=True):
+                for c in group:
+                    out[q][c].append(token[c])
+                    if token[c] not in stop:
+                        tree.setdefault(tuple(out[q][c]), []).append(c)
+            trees.append(tree)
+        going = [r for r, tree in enumerate(trees) if tree]
+        if not going or step + 1 == max_new_tokens:
             break
-        if not all(writing):
-            keep = [r for r, cs in enumerate(writing) if cs]
-            rows.select(keep)
-            row_of, writing = [row_of[r] for r in keep], [writing[r] for r in keep]
+        if len(going) < len(left):
+            rows.select(going)
+            left, trees = [left[r] for r in going], [trees[r] for r in going]
+        groups = [list(tree.values()) for tree in trees]
         logits = rows.extend(
-            [[out[q][c][-1] for c in cs] for q, cs in zip(row_of, writing, strict=True)],
-            writing,
-            [[len(prompts[q]) + step - 1] * len(cs) for q, cs in zip(row_of, writing, strict=True)],
-        )  # (R, S, V)
-        # a row's completions are in its last slots, behind the padding
-        slots = torch.tensor([[0] * (logits.shape[1] - len(cs)) + cs for cs in writing], device=device)  # (R, S)
-        drawn = uniform[torch.tensor(row_of, device=device)[:, None], slots, step]  # (R, S)
-        tokens = _pick(logits, temperature[slots][..., None], drawn[..., None])[..., 0].tolist()
-        for q, cs, row in zip(row_of, writing, tokens, strict=True):
-            for c, token in zip(cs, row[len(row) - len(cs) :], strict=True):
-                out[q][c].append(token)
+            [[prefix[-1] for prefix in tree] for tree in trees], groups,
+            [[len(prompts[q]) + step] * len(tree) for q, tree in zip(left, trees, strict=True)],
+        )  # fmt: skip
     return out
 
 
@@ -214,28 +226,31 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
 
     prompts: Q lists of token ids; completions: Q lists of lists of token ids. Returns logp (B, T) and mask (B, T),
     where B counts all completions in order and the mask is 1 on real tokens (it comes from lengths, not from token
-    values, because the padding token may be eos). Gradients flow through the shared prompt; a completion that occurs
-    twice in a group is computed once.
+    values, because the padding token may be eos). Gradients flow through what is shared: the prompt, and the
+    beginnings that completions of a group have in common, each computed once.
     """
-    rows = _Rows(lm, prompts)
-    unique = [list(dict.fromkeys(map(tuple, group))) for group in completions]
-    logits = rows.last[:, None]  # (Q, 1, V) predicts every first token
-    # the last token of a completion predicts nothing that we need
-    feed = [[(t, c, len(p) + i) for c, x in enumerate(group) for i, t in enumerate(x[:-1])]
-            for p, group in zip(prompts, unique, strict=True)]  # fmt: skip
-    if any(feed):
-        packed = rows.extend(*[[[item[k] for item in row] for row in feed] for k in range(3)])
+    rows = _Rows(lm, prompts, max(map(len, completions)))
+    trees = [{} for _ in prompts]  # each beginning of a completion, and the completions that have it
+    for tree, group in zip(trees, completions, strict=True):
+        for c, x in enumerate(group):
+            for i in range(1, len(x)):  # the last token of a completion predicts nothing that we need
+                tree.setdefault(tuple(x[:i]), []).append(c)
+    logits = rows.last  # (Q, 1, V) predicts every first token
+    if any(trees):
+        packed = rows.extend(
+            [[x[-1] for x in tree] for tree in trees], [list(tree.values()) for tree in trees],
+            [[len(p) + len(x) - 1 for x in tree] for p, tree in zip(prompts, trees, strict=True)],
+        )  # fmt: skip
         logits = torch.cat([logits, packed], dim=1)  # (Q, 1 + W, V)
     logits = logits.float() / temperature
 
-    batch = [(q, x) for q, group in enumerate(completions) for x in map(tuple, group)]
+    batch = [(q, x) for q, group in enumerate(completions) for x in group]
     length = max(len(x) for _, x in batch)
     where = torch.zeros(3, len(batch), length, dtype=torch.long)  # row, column and token of each log-probability
+    columns = [{x: logits.shape[1] - len(tree) + i for i, x in enumerate(tree)} for tree in trees]
     for b, (q, x) in enumerate(batch):
-        c = unique[q].index(x)
-        start = logits.shape[1] - len(feed[q]) + sum(len(y) - 1 for y in unique[q][:c])
         where[0, b] = q
-        where[1, b, 1 : len(x)] = torch.arange(start, start + len(x) - 1)
+        where[1, b, 1 : len(x)] = torch.tensor([columns[q][tuple(x[:i])] for i in range(1, len(x))], dtype=torch.long)
         where[2, b, : len(x)] = torch.tensor(x)
     row, column, token = where.to(lm.device)
     mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for _, x in batch], device=lm.device)

@@ -11,6 +11,7 @@ head, which is often tied to it.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -86,8 +87,10 @@ def save_adapter(lm, folder):
     for name, module in loras.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    temporary = folder / ".adapter_model.tmp"
+    save_file(tensors, temporary)
+    os.replace(temporary, folder / "adapter_model.safetensors")
 
 
 def load_adapter(lm, folder):

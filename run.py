@@ -17,6 +17,7 @@ FILES = {  # the stages in their order, and what each of them writes
     "eval": ("predictions.jsonl", "report.json", "report.md"),
 }
 STAGES = tuple(FILES)
+FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
 
 def flag(default, text, stage, **kwargs):
@@ -97,6 +98,8 @@ def check(config):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must not be negative")
     if config.folds < 2 or config.rollouts < 2:
         raise ValueError("--folds and --rollouts must be at least 2")
+    if config.warmup and config.reasoning:
+        raise ValueError("--warmup has no reasoning to imitate: use it without --reasoning")
     if (config.model == "toy") != (config.dataset == "toy") or config.model == "toy" and config.ood:
         raise ValueError("the toy model and the toy questions go together: give --model for other questions")
 
@@ -126,24 +129,32 @@ class Run:
 
     def done(self, stage, config):
         """Was this stage finished with these settings, and is all of it still there?"""
-        there = all(self.path(name).exists() for name in FILES[stage])
-        return there and self._stages().get(stage, {}).get("key") == key(stage, config)
+        return self.finished(stage) and self._stages()[stage]["key"] == key(stage, config)
 
     def start(self, stage):
-        """From here on the files of this stage may be half new, so they must not pass for finished."""
-        self.write("stages.json", {name: entry for name, entry in self._stages().items() if name != stage})
+        """From here on the files of this stage and the later ones must not pass for finished."""
+        earlier = STAGES[: STAGES.index(stage)]
+        self.write("stages.json", {name: entry for name, entry in self._stages().items() if name in earlier})
 
     def finish(self, stage, config, seconds):
         self.write("stages.json", self._stages() | {stage: {"key": key(stage, config), "seconds": round(seconds, 1)}})
+
+    def finished(self, stage):
+        """Was this stage finished, with the settings that it was started with?"""
+        return stage in self._stages() and all(self.path(name).exists() for name in FILES[stage])
 
     def _stages(self):
         return self.read("stages.json") if self.path("stages.json").exists() else {}
 
 
 def key(stage, config):
-    """A digest of all settings that a stage, or one before it, depends on."""
+    """A digest of all settings that a stage, or one before it, depends on, and of the question files."""
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
+    for name in map(str.strip, f"{config.dataset},{config.ood}".split(",")):
+        file = FACTS if name.partition(":")[0] == "facts" else Path(name)
+        if file.is_file():
+            settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

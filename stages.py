@@ -11,7 +11,7 @@
 import json
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -63,12 +63,15 @@ def load_questions(config):
         known, unseen = (world.questions(f, config.seed) for f in (toy.TRAINED, toy.UNSEEN))
         others = {"unseen families": unseen}
     else:
-        known = data.load(config.dataset)
-        others = {}
+        known, others = data.load(config.dataset), {}
+        asked = {q.question for q in known}
         for name in filter(None, map(str.strip, config.ood.split(","))):
             short = data.short_name(name)
             # a file called test.jsonl must not take the place of the held-out part
-            others[name if short in sizes or short in others else short] = data.load(name)
+            found = [q for q in data.load(name, held_out=True) if q.question not in asked]
+            if not found:
+                raise ValueError(f"--ood {name}: all of its questions are in --dataset too")
+            others[name if short in sizes or short in others else short] = found
     if len(known) < sum(sizes.values()):
         share = len(known) / sum(sizes.values())
         sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
@@ -124,6 +127,16 @@ def sample(config, run, model, prompt, questions):
 # ---- stage 2: calibrate -----------------------------------------------------------------------------------------
 
 
+def fingerprint(config, prompt):
+    """What an entropy, and so a fit to it, depends on."""
+    return {
+        "model": config.model, "prompt": prompt.style, "preamble": lm.seed_of(str(prompt.examples)),
+        "n": config.samples, "temperature": config.temperature, "answer_temperature": config.answer_temperature,
+        "answer_tokens": config.answer_tokens, "embedder": config.embedder, "kernel": config.kernel,
+        "gamma": config.gamma, "grader": config.grader,
+    }  # fmt: skip
+
+
 def calibrate(config, run, model, prompt):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
     rows = run.read("samples.jsonl")
@@ -137,13 +150,7 @@ def calibrate(config, run, model, prompt):
     part = np.array([row["part"] for row in rows])
     labelled = np.isin(part, ("platt", "train"))
     fold = np.where(part == "platt", -1, np.arange(len(rows)) % config.folds)
-    fingerprint = {
-        "model": config.model, "prompt": prompt.style, "preamble": lm.seed_of(str(prompt.examples)),
-        "n": config.samples, "temperature": config.temperature, "answer_temperature": config.answer_temperature,
-        "answer_tokens": config.answer_tokens, "embedder": config.embedder, "kernel": config.kernel,
-        "gamma": config.gamma, "grader": config.grader,
-    }  # fmt: skip
-    fit = platt.fit(score[labelled], correct[labelled], fingerprint=fingerprint)
+    fit = platt.fit(score[labelled], correct[labelled], fingerprint=fingerprint(config, prompt))
     for warning in fit.warnings:
         print(f"warning: Platt scaling: {warning}", file=sys.stderr)
     target = fit.predict(score)
@@ -167,8 +174,12 @@ def train(config, run, model, prompt):
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [(s["question"], s["answer"], t["target"]) for s, t in pairs if s["part"] == "train"]
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
-    settings = rl.Config(**{f.name: getattr(config, f.name) for f in fields(rl.Config) if hasattr(config, f.name)}
-                         | {"temperature": config.rollout_temperature})  # fmt: skip
+    settings = rl.Config(
+        steps=config.steps, questions=config.questions, rollouts=config.rollouts, reasoning=config.reasoning,
+        temperature=config.rollout_temperature, lr=config.lr, advantage=config.advantage, updates=config.updates,
+        clip=config.clip, kl=config.kl, max_grad_norm=config.max_grad_norm, micro_batch=config.micro_batch,
+        warmup=config.warmup, amp=config.amp, seed=config.seed,
+    )  # fmt: skip
     log = []
 
     def on_step(record):
@@ -226,7 +237,8 @@ def evaluate(config, run, model, prompt):
             zip(rows, stated["untrained"], stated["trained"], base.tolist(), prior.tolist(), strict=True)]  # fmt: skip
     run.write("predictions.jsonl", rows)
 
-    fit = platt.Platt.from_json(run.path("platt.json").read_text())
+    fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
+    fit.check(fingerprint(config, prompt))
     log = run.read("metrics.jsonl")
     result = report.build(rows, fit, log, cost, config, report.environment(model.device))
     if config.model == "toy":

@@ -173,7 +173,8 @@ def train(call, mixed, calibrated, tmp_path, stating):
 
 def test_a_random_model_runs_to_the_end(finished):
     assert {p.name for p in finished.iterdir()} == {
-        "config.json", "stages.json", "adapter", *(name for names in MADE.values() for name in names if "/" not in name)
+        "config.json", "environment.json", "stages.json", "adapter",
+        *(name for names in MADE.values() for name in names if "/" not in name)
     }  # fmt: skip
     assert list(json.loads((finished / "stages.json").read_text())) == list(STAGES)
     samples = rows(finished / "samples.jsonl")
@@ -284,6 +285,10 @@ WRONG = {
     "no learning rate": (["--lr", "0"], "--lr is 0.0: it must be positive"),
     "not a number": (["--gamma", "nan"], "--gamma is nan: it must be positive"),
     "stray word": (["why"], "eval takes no question: 'why'"),
+    "a run to use": (["--run", "runs/toy"], "eval takes no --run ('runs/toy'); --out names the run folder"),
+    "a file to answer": (["--in", "x.jsonl"], "eval takes no --in ('x.jsonl')"),
+    "imitated reasoning": (["--warmup", "2", "--reasoning", "4"], "--warmup has no reasoning to imitate"),
+    "seen as unseen": (["--dataset", "facts", "--ood", "facts:elements"], "all of its questions are in --dataset too"),
     "toy questions": (["--dataset", "toy"], "the toy model and the toy questions go together"),
 }
 
@@ -318,6 +323,7 @@ def test_errors_of_a_run(case, files, call, capsys):
 
 @pytest.mark.parametrize("argv, message", [
     (["ask", "--run", "{run}"], "ask needs a question"),
+    (["ask", "why", "--out", "{run}"], "ask takes no --out and no --in; --run names the run folder"),
     (["ask", "why", "--run", "{tmp}/none"], "{tmp}/none holds no trained adapter"),
     (["predict", "--run", "{run}"], "predict needs --in questions.jsonl and --out answers.jsonl"),
     (["predict", "--in", "{tmp}/two.jsonl", "--run", "{run}"], "predict needs --in"),
@@ -370,6 +376,15 @@ def test_an_unseen_set_may_have_the_name_of_a_part(name, call, questions, tmp_pa
     for part, size in PARTS.items():
         assert sum(s["part"] == part and s["source"] == str(questions) for s in samples) == size
     assert len(samples) == 24 + 5
+
+
+def test_a_question_of_an_unseen_set_that_was_trained_on_is_left_out(call, questions, tmp_path):
+    known = rows(questions)
+    extra = [{"question": "what is rain", "answers": ["x"]}, {"question": "what is snow", "answers": ["x"]}]
+    path = write(tmp_path / "more.jsonl", [{k: q[k] for k in ("question", "answers")} for q in known[:6]] + extra)
+    assert call(tmp_path / "run", "--ood", str(path), command="sample") == 0
+    found = [s["question"] for s in rows(tmp_path / "run" / "samples.jsonl") if s["part"] == "more"]
+    assert sorted(found) == ["what is rain", "what is snow"]
 
 
 def test_unseen_sets_of_one_name_are_both_there(call, tmp_path):
@@ -461,6 +476,35 @@ def test_a_changed_setting_redoes_what_depends_on_it(flags, again, copy, call, c
     assert redone(call, copy, capsys, *flags) == list(again)
     assert redone(call, copy, capsys, *flags) == []
     assert str(json.loads((copy / "config.json").read_text())["seed"]) == ("1" if "--seed" in flags else "0")
+
+
+def test_a_changed_question_file_redoes_everything(call, questions, tmp_path, capsys):
+    mine = tmp_path / "mine.jsonl"
+    shutil.copy(questions, mine)
+    out = tmp_path / "run"
+    assert call(out, command="calibrate", dataset=mine) == 0
+    mine.write_text(mine.read_text().replace("nothing of the kind", "something else"))
+    capsys.readouterr()
+    assert call(out, command="calibrate", dataset=mine) == 0
+    assert "done before" not in capsys.readouterr().out
+    assert {a for s in rows(out / "samples.jsonl") for a in s["answers"]} == {"something else"}
+
+
+def test_a_run_whose_settings_changed_before_it_was_trained_again_is_not_used(copy, call, capsys):
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 0
+    assert call(copy, "--answer-tokens", "5", command="sample") == 0
+    capsys.readouterr()
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
+    assert f"{copy} holds no trained adapter" in one_sentence(capsys.readouterr())
+
+
+def test_a_fit_to_other_entropies_is_refused(copy, call, capsys):
+    fit = json.loads((copy / "platt.json").read_text())
+    fit["fingerprint"]["gamma"] = 2.0
+    (copy / "platt.json").write_text(json.dumps(fit))
+    (copy / "report.md").unlink()
+    assert call(copy) == 2
+    assert "gamma" in one_sentence(capsys.readouterr())
 
 
 def test_a_stage_whose_artefact_is_gone_is_done_again(copy, finished, call):

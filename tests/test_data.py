@@ -291,6 +291,14 @@ def test_special_tokens_occur_once(make_tokenizer):
     assert 1 not in Prompt(lm, "fewshot").after_reasoning([])
 
 
+def test_a_template_that_would_think_first_is_told_not_to(make_tokenizer):
+    tokenizer = make_tokenizer(characters=sorted(set(string.printable)), chat=True)
+    tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif %}"
+    prompt = Prompt(LM(None, tokenizer, "characters"), "chat")
+    assert text_of(prompt, prompt.answer(Q)).endswith("(no thoughts)")
+    assert text_of(prompt, prompt.confidence(Q, "42")).endswith("(no thoughts)Confidence:")
+
+
 def test_chat_needs_a_template(make_tokenizer):
     lm = LM(None, make_tokenizer(characters=sorted(set(string.printable))), "characters")
     with pytest.raises(ValueError, match="chat.template"):
@@ -443,16 +451,21 @@ def test_hub_rows_are_read(name, tmp_path, write, monkeypatch):
         "json", data_files=str(write(*ROWS[name])), split="train", cache_dir=str(tmp_path / "cache")
     )
 
+    seen = []
+
     def load_dataset(path, config=None, *, split):
         source, only_config, splits = SOURCE[name]
         assert (path, config) == (source, only_config) and split in splits
+        seen.append(split)
         return local
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     questions = data.load(name)
+    assert data.load(name, held_out=True) == questions
+    assert seen[0] == "train" != seen[1]  # nothing that was trained on is called unseen
     assert {q.source for q in questions} == {name}
     assert (
-        [replace(q, source="") for q in questions] == from_hub(name, rows=local) == from_hub(name, ROWS[name])
+        [replace(q, source="") for q in questions] == from_hub(name, rows=local) == from_hub(name, rows=ROWS[name])
     )
     assert [q.question for q in questions] == [row["question"].strip() for row in ROWS[name]]
     assert [q.answers for q in questions] == READ[name]
@@ -511,11 +524,17 @@ def test_an_unknown_name(name, message):
         data.load(name)
 
 
+def test_a_question_that_is_asked_twice_counts_once(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"question": q, "answers": [a]}) + "\n" for q, a in ["ax", "by", "az", "cw"]))
+    assert [(q.question, *q.answers) for q in data.load(str(path))] == [("a", "x"), ("b", "y"), ("c", "w")]
+
+
 # ---- splitting -----------------------------------------------------------------------------------
 
 
-def questions(n, group=lambda i: "", source=""):
-    return [Question(f"{source}q{i}", f"{i}?", ("x",), "f", group(i), source) for i in range(n)]
+def questions(n, source=""):
+    return [Question(f"{source}q{i}", f"{i}?", ("x",), "f", source) for i in range(n)]
 
 
 def ids(parts):
@@ -543,21 +562,6 @@ def test_split_is_decided_by_its_seed():
     first = ids(split(qs, {"a": 10, "b": 20}, seed=0))
     assert ids(split(qs, {"a": 10, "b": 20}, seed=0)) == first
     assert ids(split(qs, {"a": 10, "b": 20}, seed=1)) != first
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_groups_stay_together(seed):
-    qs = questions(60, group=lambda i: f"g{i % 20}")
-    parts = split(qs, {"a": 20, "b": 15, "c": 24}, seed)
-    groups = [{q.group for q in part} for part in parts.values()]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert sorted(q.id for part in parts.values() for q in part) == sorted(q.id for q in qs)
-    assert [len(part) for part in parts.values()] == [21, 15, 24]  # filled up with whole groups
-
-
-def test_whole_groups_may_overfill_every_part():
-    parts = split(questions(60, group=lambda i: f"g{i % 20}"), {"a": 10, "b": 10, "c": 10}, seed=0)
-    assert [len(part) for part in parts.values()] == [12, 12, 12]
 
 
 def shares(parts):

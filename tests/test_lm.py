@@ -142,7 +142,18 @@ def test_the_common_beginning_is_computed_once(load):
     lm.model.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"].numel()), with_kwargs=True)
     prompts = [[9] * 20 + [t, 6] for t in (5, 6, 7)]
     completion_logprobs(lm, prompts, [[[3, 4], [3, 4], [3, 5]]] * 3)
-    assert sum(seen) == 20 + 3 * 2 + 3 * 2  # the beginning, the prompts' own, two different completions
+    assert sum(seen) == 20 + 3 * 2 + 3 * 1  # the beginning, the prompts' own, and 3: the last token predicts nothing
+
+
+def test_sampling_computes_a_beginning_that_completions_share_once(load):
+    lm, seen = load("llama"), []
+    lm.model.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"].numel()), with_kwargs=True)
+    drawn = sample(lm, [[9] * 6, [9, 5, 5]], [2.0] * 20, 4, frozenset(), [0, 1])
+    trees = [{x[:i] for x in map(tuple, group) for i in range(1, 4)} for group in drawn]
+    assert 4 < len({x[0] for x in map(tuple, drawn[0])}) < 20  # they do part
+    # the common beginning, the prompts with padding, then as many columns as the row with most beginnings has
+    width = sum(max(sum(len(x) == i for x in tree) for tree in trees) for i in range(1, 4))
+    assert sum(seen) == 1 + 2 * 5 + 2 * width
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -281,18 +292,18 @@ def test_the_ends_of_the_unit_interval(temperature):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(200, 9, generator=generator)
     logits[:, [0, 4, 7, 8]] = -torch.inf
-    t = torch.full((200, 1, 2), temperature)
-    ends = torch.tensor([0.0, last], dtype=torch.float64).expand(200, 1, 2)
+    t = torch.full((2,), temperature)
+    ends = torch.tensor([0.0, last], dtype=torch.float64).expand(200, 2)
     tokens = _pick(logits[:, None], t, ends)  # (200, 1, 2)
     assert (logits / temperature).softmax(-1).gather(1, tokens[:, 0]).gt(0).all()
 
 
 def test_pick_inverts_the_distribution_function():
     logits = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[0.4, 0.3, 0.2, 0.1]]]).log()  # (R=2, S=1, V=4)
-    uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.6001], dtype=torch.float64).expand(2, 1, 6)
-    got = _pick(logits, torch.ones(2, 1, 6), uniform)
+    uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.6001], dtype=torch.float64).expand(2, 6)
+    got = _pick(logits, torch.ones(6), uniform)
     assert got.tolist() == [[[0, 0, 1, 1, 2, 3]], [[0, 0, 0, 0, 0, 1]]]
-    temperature = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.5]).expand(2, 1, 6)  # at 0.5 the weights are 1, 4, 9, 16
+    temperature = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.5])  # at 0.5 the weights are 1, 4, 9, 16
     assert _pick(logits, temperature, uniform).tolist() == [[[0, 3, 1, 1, 3, 3]], [[0, 0, 0, 0, 0, 1]]]
 
 
