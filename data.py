@@ -198,22 +198,28 @@ class Prompt:
         """The first turn: what comes next is the answer."""
         if self.style == "chat":
             turns = [(f"{ASK}\n\n{q}", a) for q, a, _ in self.examples]
-            return self._chat([*turns, (f"{ASK}\n\n{question}", None)])
+            return self.lm.encode(self._chat([*turns, (f"{ASK}\n\n{question}", None)]))
         shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a, _ in self.examples)
         return self.lm.encode(f"{shots}Question: {question}\nAnswer:", special=True)
 
     def confidence(self, question, answer, reason=False):
-        """The second turn, with the answer as frozen text: what comes next is a percentage, or the reasoning."""
+        """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
+
+        The base model reads the context; the adapter is on from the turn on. What comes next is a percentage, or the
+        reasoning. They are encoded apart, so that no token stands across the border.
+        """
         if self.style == "chat":
             turns = []
             for q, a, c in self.examples:
                 turns += [(f"{ASK}\n\n{q}", a), (HOW_SURE, f"{LABEL} {c}%")]
             turns.append((f"{ASK}\n\n{question}", answer))
             last = f"{THINK} {HOW_SURE}" if reason else HOW_SURE
-            return self._chat([*turns, (last, None)]) + ([] if reason else self.lm.encode(LABEL))
+            text, end = self._chat([*turns, (last, None)]), "" if reason else LABEL
+            at = text.rindex(last)
+            return self.lm.encode(text[:at]), self.lm.encode(text[at:] + end)
         shots = "".join(f"Question: {q}\nAnswer: {a}\n{LABEL} {c}%\n\n" for q, a, c in self.examples)
-        tail = "Reasoning:" if reason else LABEL
-        return self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}\n{tail}", special=True)
+        context = self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}", special=True)
+        return context, self.lm.encode("\nReasoning:" if reason else f"\n{LABEL}")
 
     def after_reasoning(self, thought):
         """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
@@ -225,9 +231,8 @@ class Prompt:
             messages.append({"role": "user", "content": user})
             if assistant is not None:
                 messages.append({"role": "assistant", "content": assistant})
-        text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                                          enable_thinking=False)  # fmt: skip
-        return self.lm.encode(text)
+        return self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                                     enable_thinking=False)  # fmt: skip
 
 
 def clean_answer(text):

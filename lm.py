@@ -1,11 +1,6 @@
 """The language model: load it, sample from it, score what it said, embed sentences.
 
-Sampling and scoring share one idea: each token is computed once. A batch of prompts has a common beginning (the
-few-shot preamble); its KV cache is computed once and expanded to the prompts, with gradients on. Each prompt has many
-completions; they are written side by side into the *same* row, as a tree whose branches the attention mask hides from
-one another, so that completions that begin alike share their beginning:
-
-    common prefix (1, P)  ->  prompts (Q, L)  ->  completions (Q, at most n tokens a step, or all of them at once)
+Sampling and scoring compute each token once (prefix.py): what prompts or completions begin with alike is shared.
 
 Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that
 its samples do not come from softmax(logits / temperature).
@@ -19,10 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lora import adapter
+from prefix import Read, check_context, chunks, feed, tree_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,72 +70,6 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 
-# ---- one row per prompt, with all of its completions side by side -----------------------------------------------
-
-
-class _Rows:
-    """The KV cache of Q prompts with n completions each. Each column knows its position and whose it is."""
-
-    def __init__(self, lm, prompts, n):
-        """Compute the longest common prefix once, then what is each prompt's own; `self.last` is (Q, 1, V)."""
-        self.lm, self.n, self.cache = lm, n, DynamicCache()
-        # each prompt keeps at least one token of its own: its last logits start the completion
-        limit = min(map(len, prompts)) - 1
-        shared = next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
-        self.position = torch.empty(1, 0, dtype=torch.long, device=lm.device)  # (Q, C)
-        self.members = torch.empty(1, 0, n, dtype=torch.bool, device=lm.device)  # (Q, C, n)
-        everyone = range(n)
-        if shared:
-            self.extend([prompts[0][:shared]], [[everyone] * shared], [range(shared)], keep=1)
-        self.select([0] * len(prompts))
-        own = [p[shared:] for p in prompts]
-        self.last = self.extend(own, [[everyone] * len(x) for x in own], [range(shared, len(p)) for p in prompts], 1)
-
-    def select(self, rows):
-        rows = torch.tensor(rows, device=self.lm.device)
-        self.cache.batch_select_indices(rows)
-        self.members, self.position = self.members[rows], self.position[rows]
-
-    def extend(self, ids, members, position, keep=0):
-        """Feed new tokens, lists of (at most T) per row, padded on the left; returns logits (Q, keep or T, V).
-
-        members: the completions that each token belongs to. Those that begin alike share the tokens of the beginning.
-        """
-        width = max(map(len, ids))
-
-        def pad(lists):
-            return torch.tensor([[0] * (width - len(x)) + list(x) for x in lists], device=self.lm.device)
-
-        mine = torch.zeros(len(ids), width, self.n, dtype=torch.bool)
-        for r, row in enumerate(members):
-            for t, completions in enumerate(row, start=width - len(row)):
-                mine[r, t, completions] = True
-        reader = pad([[group[0] for group in row] for row in members])  # (Q, T), one member speaks for the others
-        ids, position = pad(ids), pad(position)
-        self.members = torch.cat([self.members, mine.to(ids.device)], dim=1)  # (Q, C, n)
-        self.position = torch.cat([self.position, position], dim=1)  # (Q, C)
-        # a token sees the prompt and the earlier tokens of its own completion; padding sees the first token of all
-        own = self.members.transpose(1, 2).gather(1, reader[:, :, None].expand(-1, -1, self.members.shape[1]))
-        visible = own & (self.position[:, None] <= position[:, :, None])  # (Q, T, C)
-        model, config = self.lm.model, self.lm.model.config.get_text_config()
-
-        def mask(visible):
-            if model.config._attn_implementation == "eager":  # adds its mask; the others take booleans
-                zeros = torch.zeros(visible.shape, device=ids.device, dtype=model.dtype)
-                visible = zeros.masked_fill(~visible, torch.finfo(model.dtype).min)
-            return visible[:, None]
-
-        masks, window = mask(visible), getattr(config, "sliding_window", None)
-        if window:  # some layers, or all of them, see the last tokens alone
-            near = mask(visible & (position[:, :, None] - self.position[:, None] < window))
-            mixed = getattr(config, "layer_types", None)
-            masks = {"full_attention": masks, "sliding_attention": near} if mixed else near
-        return model(
-            input_ids=ids, attention_mask=masks, position_ids=position, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=keep,
-        ).logits  # fmt: skip
-
-
 def seed_of(*parts):
     """A seed from names and numbers, the same in every process (Python's own `hash` is salted)."""
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")
@@ -173,28 +104,29 @@ def _pick(logits, temperature, uniform):
 
 
 @torch.no_grad()
-def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds):
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None):
     """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
 
-    prompts: Q lists of token ids; temperatures: one per completion, 0 is greedy; stop: set of token ids; seeds: one
-    per prompt. Returns Q lists of lists of token ids; a stop token, where one was sampled, is the last.
+    prompts: Q lists of token ids, or a prefix.Read of them; temperatures: one per completion, 0 is greedy; stop: set of
+    token ids; seeds: one per prompt; heads: what each completion is to begin with, Q lists of lists of token ids.
+    Returns Q lists of lists of token ids, without the heads; a stop token, where one was sampled, is the last.
     A completion depends on its own seed alone, not on its batch. Raises ValueError beyond the model's context.
     """
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts)) + max_new_tokens
-    if context and longest > context:
-        raise ValueError(f"a prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones exceed the "
-                         f"model's context of {context}")  # fmt: skip
     n, device = len(temperatures), lm.device
+    read, prompts = (prompts, prompts.prompts) if isinstance(prompts, Read) else (None, prompts)
+    heads = heads or [[[]] * n for _ in prompts]
+    check_context(lm, [p + max(row, key=len) for p, row in zip(prompts, heads, strict=True)], max_new_tokens)
     uniform = torch.stack([
         torch.rand(n, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     ]).to(device)  # (Q, n, T)  # fmt: skip
     temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
-    rows = _Rows(lm, prompts, n)
-    out = [[[] for _ in range(n)] for _ in prompts]
+    rows = (read or Read(lm, prompts)).rows(range(len(prompts)), n)
+    out = [[list(head) for head in row] for row in heads]
     # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
     left, groups, logits = list(range(len(prompts))), [[list(range(n))] for _ in prompts], rows.last  # (R, S, V)
+    if any(any(row) for row in heads):
+        logits, groups = _after_heads(rows, prompts, heads)
     for step in range(max_new_tokens):
         drawn = _pick(logits, temperature, uniform[left, :, step]).tolist()  # (R, S, n)
         trees = []
@@ -214,48 +146,64 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds):
             rows.select(going)
             left, trees = [left[r] for r in going], [trees[r] for r in going]
         groups = [list(tree.values()) for tree in trees]
-        logits = rows.extend(
-            [[prefix[-1] for prefix in tree] for tree in trees], groups,
-            [[len(prompts[q]) + step] * len(tree) for q, tree in zip(left, trees, strict=True)],
-        )  # fmt: skip
-    return out
+        logits = feed(rows, [prompts[q] for q in left], trees)
+    return [[x[len(h) :] for x, h in zip(*pair, strict=True)] for pair in zip(out, heads, strict=True)]
 
 
-def completion_logprobs(lm, prompts, completions, temperature=1.0):
+def _after_heads(rows, prompts, heads):
+    """Feed what the completions begin with. -> logits (R, S, V) after each different head, and whose head it is"""
+    trees = [tree_of(row) for row in heads]
+    packed = torch.cat([rows.last, feed(rows, prompts, trees)], dim=1)
+    groups = [{tuple(h): [c for c, x in enumerate(row) if x == h] for h in row} for row in heads]
+    width = max(map(len, groups))
+    column = torch.zeros(len(prompts), width, dtype=torch.long, device=packed.device)
+    for r, (tree, group) in enumerate(zip(trees, groups, strict=True)):
+        place = {x: packed.shape[1] - len(tree) + i for i, x in enumerate(tree)}
+        column[r, width - len(group) :] = torch.tensor([place.get(h, 0) for h in group])
+    logits = packed.gather(1, column[:, :, None].expand(-1, -1, packed.shape[2]))
+    return logits, [list(group.values()) for group in groups]
+
+
+def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=False):
     """log π(token | prompt, earlier tokens) of every completion token, at the temperature it was sampled with.
 
-    prompts: Q lists of token ids; completions: Q lists of lists of token ids. Returns logp (B, T) and mask (B, T),
-    where B counts all completions in order and the mask is 1 on real tokens (it comes from lengths, not from token
-    values, because the padding token may be eos). Gradients flow through what is shared: the prompt, and the
-    beginnings that completions of a group have in common, each computed once.
+    prompts: Q lists of token ids, or a prefix.Read of them; completions: Q lists of lists of token ids. Returns logp
+    (B, T) and mask (B, T), where B counts all completions in order and the mask is 1 on real tokens (it comes from
+    lengths, not from token values, because the padding token may be eos). Gradients flow through what is shared: the
+    beginning of all prompts, each prompt, and the beginnings that completions of a group have in common, each computed
+    once. Nothing flows through a frozen prompt, and the first token after it is the base model's alone.
+    recompute: keep no activations and compute each chunk again in the backward pass (gradient checkpointing).
     """
-    rows = _Rows(lm, prompts, max(map(len, completions)))
-    trees = [{} for _ in prompts]  # each beginning of a completion, and the completions that have it
-    for tree, group in zip(trees, completions, strict=True):
-        for c, x in enumerate(group):
-            for i in range(1, len(x)):  # the last token of a completion predicts nothing that we need
-                tree.setdefault(tuple(x[:i]), []).append(c)
-    logits = rows.last  # (Q, 1, V) predicts every first token
-    if any(trees):
-        packed = rows.extend(
-            [[x[-1] for x in tree] for tree in trees], [list(tree.values()) for tree in trees],
-            [[len(p) + len(x) - 1 for x in tree] for p, tree in zip(prompts, trees, strict=True)],
-        )  # fmt: skip
-        logits = torch.cat([logits, packed], dim=1)  # (Q, 1 + W, V)
-    logits = logits.float() / temperature
+    # the last token of a completion predicts nothing that we need
+    trees = [tree_of([x[:-1] for x in group]) for group in completions]
+    length = max(len(x) for group in completions for x in group)
+    read = prompts if isinstance(prompts, Read) else Read(lm, prompts)
+    prompts = read.prompts
 
-    batch = [(q, x) for q, group in enumerate(completions) for x in group]
-    length = max(len(x) for _, x in batch)
-    where = torch.zeros(3, len(batch), length, dtype=torch.long)  # row, column and token of each log-probability
-    columns = [{x: logits.shape[1] - len(tree) + i for i, x in enumerate(tree)} for tree in trees]
-    for b, (q, x) in enumerate(batch):
-        where[0, b] = q
-        where[1, b, 1 : len(x)] = torch.tensor([columns[q][tuple(x[:i])] for i in range(1, len(x))], dtype=torch.long)
-        where[2, b, : len(x)] = torch.tensor(x)
-    row, column, token = where.to(lm.device)
-    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for _, x in batch], device=lm.device)
-    logp = logits[row, column, token] - logits.logsumexp(-1)[row, column]
-    return logp * mask, mask
+    def score(chunk):
+        """logp of the completions of some of the prompts, (B', T)."""
+        rows = read.rows(chunk, max(map(len, completions)))
+        logits, grown = rows.last, [trees[q] for q in chunk]  # (R, 1, V) predicts every first token
+        if any(grown):
+            logits = torch.cat([logits, feed(rows, [prompts[q] for q in chunk], grown)], dim=1)  # (R, 1 + W, V)
+        logits = logits.float() / temperature
+        places = []  # row, column and token of each log-probability; those beyond a completion's end are not used
+        for r, (q, tree) in enumerate(zip(chunk, grown, strict=True)):
+            column = {x: logits.shape[1] - len(tree) + i for i, x in enumerate(tree)}
+            for x in completions[q]:
+                at = [(r, column.get(tuple(x[:i]), 0), token) for i, token in enumerate(x)]
+                places.append(at + [(r, 0, 0)] * (length - len(x)))
+        row, column, token = torch.tensor(places, device=lm.device).unbind(-1)  # (B', T) each
+        return logits[row, column, token] - logits.logsumexp(-1)[row, column]
+
+    logp = [None] * len(prompts)
+    for chunk in chunks([len(p) - read.shared + len(tree) for p, tree in zip(prompts, trees, strict=True)]):
+        part = checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk)
+        for q, rows in zip(chunk, part.split([len(completions[q]) for q in chunk]), strict=True):
+            logp[q] = rows
+    mask = [[1] * len(x) + [0] * (length - len(x)) for group in completions for x in group]
+    mask = torch.tensor(mask, device=lm.device)
+    return torch.cat(logp) * mask, mask
 
 
 # ---- sentence embeddings ----------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
     y = W x + (alpha / r) B A x        W frozen (d_out, d_in), A (r, d_in), B (d_out, r)
 
 B starts at zero, so nothing changes at first; with the adapter off the model is exactly the base model, which is why
-training the confidence cannot change the answers. Files are in peft's format.
+training the confidence cannot change the answers. The base model reads the question and the answer, and the adapter is
+on from the confidence turn on: an "activated LoRA", which can use the KV cache that answering left behind. Files are in
+peft's format; `alora_invocation_tokens` are the tokens that switch it on.
 
-Source: Hu et al. 2021, arXiv 2106.09685. Left out: dropout, biases, and adapters on the embedding and on the output
-head, which is often tied to it.
+Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
+biases, and adapters on the embedding and on the output head, which is often tied to it.
 """
 
 import contextlib
@@ -72,8 +74,11 @@ def adapter(lm, on):
             module.on = state
 
 
-def save_adapter(lm, folder):
-    """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(lm, folder, invocation=None):
+    """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors.
+
+    invocation: the token ids from whose last occurrence on the adapter is on; None: on everywhere.
+    """
     loras, folder = _loras(lm), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(loras.values()))
@@ -82,6 +87,7 @@ def save_adapter(lm, folder):
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
         "r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
         "target_modules": sorted(loras), "fan_in_fan_out": isinstance(first.base, Conv1D),
+        "alora_invocation_tokens": invocation,
     }  # fmt: skip
     tensors = {}
     for name, module in loras.items():

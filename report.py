@@ -5,6 +5,7 @@ worst one (100% for a wrong answer, 0% for a right one) in every table; where th
 metrics with those questions dropped.
 """
 
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -28,9 +29,8 @@ METHODS = {
 def environment(device):
     """What the numbers were made on."""
     packages = ("torch", "transformers", "numpy", "datasets")
-    return {"python": sys.version.split()[0], "machine": platform.machine(), "device": str(device)} | {
-        name: version(name) for name in packages
-    }
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device)}
+    return {"python": sys.version.split()[0], **machine} | {name: version(name) for name in packages}
 
 
 def teacher_cost(samples):

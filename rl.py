@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data import LABEL, parse_confidence
 from lm import completion_logprobs, sample, seed_of, stop_ids
 from lora import adapter
+from prefix import Read
 
 KINDS = ("loo", "center", "zscore")
 
@@ -103,8 +104,8 @@ def kl_to_reference(logp, ref_logp, mask):
 class Rollouts:
     """Q questions, G completions each: their prompts, token ids, which tokens were the model's choice, and c."""
 
-    prompts: list  # Q lists of token ids
-    completions: list  # Q lists of G lists of token ids
+    prompts: Read  # by the base model
+    completions: list  # Q lists of G lists of token ids, where the adapter is on
     actions: list  # the same shape, 1 where the token was sampled and 0 where it was forced
     confidence: list  # Q lists of G, a float in [0, 1] or None
 
@@ -117,31 +118,30 @@ class Rollouts:
 def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=6):
     """Let the model state its confidence in each (question, answer), `group` times. -> Rollouts
 
-    With reasoning > 0 the model may first write up to that many tokens, to the end of the line; then the label is
-    forced and the number sampled. Forced tokens are no actions.
+    A completion is the forced beginning of the turn ("Confidence:") and the sampled number. With reasoning > 0 the
+    model first writes up to that many tokens, to the end of the line. Forced tokens are no actions.
     """
-    prompts = [prompt.confidence(q, a, reason=reasoning > 0) for q, a in asked]
-    heads, actions = [[[] for _ in range(group)] for _ in prompts], [[[] for _ in range(group)] for _ in prompts]
+    prompts, turns = zip(*(prompt.confidence(q, a, reason=reasoning > 0) for q, a in asked), strict=True)
+    read = Read(lm, list(prompts), frozen=True)
+    completions, actions = [[turn] * group for turn in turns], [[[0] * len(turn)] * group for turn in turns]
+
+    def extend(rows, choice):
+        """Append to each completion, and note whether it was the model's choice."""
+        for x, a, new in zip(completions, actions, rows, strict=True):
+            x[:] = [old + tokens for old, tokens in zip(x, new, strict=True)]
+            a[:] = [old + [choice] * len(tokens) for old, tokens in zip(a, new, strict=True)]
+
     if reasoning:
         # the token that ends the thought is an action too
-        thoughts = sample(lm, prompts, [temperature] * group, reasoning, stop_ids(lm, "\n"), seeds)
-        labels = [[prompt.after_reasoning(t) for t in row] for row in thoughts]
-        heads = [[t + x for t, x in zip(*rows, strict=True)] for rows in zip(thoughts, labels, strict=True)]
-        actions = [[[1] * len(t) + [0] * len(x) for t, x in zip(*rows, strict=True)]
-                   for rows in zip(thoughts, labels, strict=True)]  # fmt: skip
-        # each rollout has a beginning of its own now, and so is a prompt of its own
-        longer = [p + h for p, row in zip(prompts, heads, strict=True) for h in row]
-        number_seeds = [seed_of(seed, i) for seed in seeds for i in range(group)]
-        flat = sample(lm, longer, [temperature], number_tokens, stop_ids(lm, "\n%"), number_seeds)
-        tails = [[tail for (tail,) in flat[i : i + group]] for i in range(0, len(flat), group)]
-    else:
-        tails = sample(lm, prompts, [temperature] * group, number_tokens, stop_ids(lm, "\n%"), seeds)
-
-    completions = [[h + t for h, t in zip(*rows, strict=True)] for rows in zip(heads, tails, strict=True)]
-    actions = [[a + [1] * len(t) for a, t in zip(*rows, strict=True)] for rows in zip(actions, tails, strict=True)]
-    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in tails for t in row}}
-    confidence = [[stated[tuple(t)] for t in row] for row in tails]
-    return Rollouts(prompts, completions, actions, confidence)
+        thoughts = sample(lm, read, [temperature] * group, reasoning, stop_ids(lm, "\n"), seeds, completions)
+        extend(thoughts, 1)
+        extend([[prompt.after_reasoning(t) for t in row] for row in thoughts], 0)
+    numbers = sample(lm, read, [temperature] * group, number_tokens, stop_ids(lm, "\n%"),
+                     [seed_of(seed, "number") for seed in seeds], completions)  # fmt: skip
+    extend(numbers, 1)
+    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
+    confidence = [[stated[tuple(t)] for t in row] for row in numbers]
+    return Rollouts(read, completions, actions, confidence)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -163,6 +163,7 @@ class Config:
     kl: float = 0.0  # weight of the divergence from the base model
     max_grad_norm: float = 1.0
     micro_batch: int = 0  # questions in one backward pass; 0: all
+    recompute: bool = False  # activations in the backward pass
     warmup: int = 0  # supervised steps before the first rollout
     amp: str = "auto"
     seed: int = 0
@@ -223,11 +224,16 @@ def warm_up(lm, prompt, items, config, optimizer):
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
-    prompts = [prompt.confidence(q, a) for q, a, _ in items]
-    completions = [[lm.encode(f" {5 * round(20 * p)}%")] for _, _, p in items]
+    prompts, turns = zip(*(prompt.confidence(q, a) for q, a, _ in items), strict=True)
+    numbers = [lm.encode(f" {5 * round(20 * p)}%") for _, _, p in items]
+    completions = [[turn + number] for turn, number in zip(turns, numbers, strict=True)]
     with optimizer.autocast():
-        logp, mask = completion_logprobs(lm, prompts, completions)
-    loss = -logp.sum() / mask.sum()
+        read = Read(lm, list(prompts), frozen=True)
+        logp, mask = completion_logprobs(lm, read, completions, recompute=config.recompute)
+    number = mask.clone()
+    for row, turn in enumerate(turns):
+        number[row, : len(turn)] = 0
+    loss = -(logp * number).sum() / number.sum()
     optimizer.backward(loss)
     optimizer.step()
     return loss.item()
@@ -242,37 +248,38 @@ def correlation(pairs):
 
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    group, micro = advantages.shape[1], config.micro_batch or len(batch.prompts)
+    micro, size = config.micro_batch or len(advantages), advantages.size
+    parts = {i: slice(i, i + micro) for i in range(0, len(advantages), micro)}
+    prompts = {i: batch.prompts.some(range(len(advantages))[part]) for i, part in parts.items()}
     old, stats = {}, {}
+
+    def logprobs(i, **kwargs):
+        return completion_logprobs(lm, prompts[i], batch.completions[parts[i]], config.temperature, **kwargs)
+
     for number in range(config.updates):
         totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
-        parts = range(0, len(batch.prompts), micro)
         if number == 0 and config.updates > 1:  # the policy that sampled, before its first change
             with torch.no_grad(), optimizer.autocast():
-                for i in parts:
-                    old[i] = completion_logprobs(lm, batch.prompts[i : i + micro], batch.completions[i : i + micro],
-                                                 config.temperature)[0]  # fmt: skip
-        for i in parts:
-            prompts, completions = batch.prompts[i : i + micro], batch.completions[i : i + micro]
+                old = {i: logprobs(i)[0] for i in parts}
+        for i, part in parts.items():
             with optimizer.autocast():
-                logp, mask = completion_logprobs(lm, prompts, completions, config.temperature)  # (B, T)
+                logp, mask = logprobs(i, recompute=config.recompute)  # (B, T)
             actions = torch.zeros_like(mask)
-            for row, a in enumerate(a for g in batch.actions[i : i + micro] for a in g):
+            for row, a in enumerate(a for g in batch.actions[part] for a in g):
                 actions[row, : len(a)] = torch.tensor(a)
-            advantage = torch.as_tensor(advantages[i : i + micro].reshape(-1), device=lm.device)  # (B,)
-            size = len(batch.prompts) * group
+            advantage = torch.as_tensor(advantages[part].reshape(-1), device=lm.device)  # (B,)
             # with one update the ratio is 1 in value, and still carries the gradient
-            loss, part = policy_loss(logp, old.get(i, logp.detach()), advantage, actions, config.clip, size)
+            loss, of_part = policy_loss(logp, old.get(i, logp.detach()), advantage, actions, config.clip, size)
             if config.kl:
                 with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                    ref, _ = completion_logprobs(lm, prompts, completions, config.temperature)
+                    ref, _ = logprobs(i)
                 divergence = kl_to_reference(logp, ref, actions) / size
                 loss = loss + config.kl * divergence
                 totals["kl"] += divergence.item()
             optimizer.backward(loss)
             totals["loss"] += loss.item()
             share = int(actions.sum()) / batch.tokens  # the stats are means over tokens
-            for name, value in part.items():
+            for name, value in of_part.items():
                 totals[name] += value * share
         stats = {"grad_norm": optimizer.step(), **totals}
     return stats

@@ -67,6 +67,8 @@ class Config:
     kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train")
     max_grad_norm: float = flag(1.0, "gradient clipping", "train")
     micro_batch: int = flag(0, "questions in one backward pass, 0: all; saves memory, same result", None)
+    recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
+                          choices=("off", "on"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
 

@@ -178,7 +178,7 @@ def train(config, run, model, prompt):
         steps=config.steps, questions=config.questions, rollouts=config.rollouts, reasoning=config.reasoning,
         temperature=config.rollout_temperature, lr=config.lr, advantage=config.advantage, updates=config.updates,
         clip=config.clip, kl=config.kl, max_grad_norm=config.max_grad_norm, micro_batch=config.micro_batch,
-        warmup=config.warmup, amp=config.amp, seed=config.seed,
+        recompute=config.recompute == "on", warmup=config.warmup, amp=config.amp, seed=config.seed,
     )  # fmt: skip
     log = []
 
@@ -191,7 +191,8 @@ def train(config, run, model, prompt):
 
     run.write("metrics.jsonl", log)
     rl.train(model, prompt, items, reward, settings, on_step)
-    lora.save_adapter(model, run.path("adapter"))
+    _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
+    lora.save_adapter(model, run.path("adapter"), turn)
 
 
 # ---- evaluation -------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from report import METHODS  # noqa: E402
 
-FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json")
+FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
+         "environment.json")  # fmt: skip
 COLUMNS = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within families"}
 
 

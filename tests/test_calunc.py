@@ -284,7 +284,7 @@ WRONG = {
     "one rollout": (["--rollouts", "1"], "--rollouts must be at least 2"),
     "no learning rate": (["--lr", "0"], "--lr is 0.0: it must be positive"),
     "not a number": (["--gamma", "nan"], "--gamma is nan: it must be positive"),
-    "stray word": (["why"], "eval takes no question: 'why'"),
+    "stray word": (["why"], "eval takes no question ('why')"),
     "a run to use": (["--run", "runs/toy"], "eval takes no --run ('runs/toy'); --out names the run folder"),
     "a file to answer": (["--in", "x.jsonl"], "eval takes no --in ('x.jsonl')"),
     "imitated reasoning": (["--warmup", "2", "--reasoning", "4"], "--warmup has no reasoning to imitate"),
@@ -929,4 +929,4 @@ def test_settings_reach_the_configuration():
 def test_every_setting_names_the_first_stage_that_depends_on_it():
     assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None}
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    assert free == {"sample_batch", "micro_batch", "device"}
+    assert free == {"sample_batch", "micro_batch", "recompute", "device"}

@@ -229,6 +229,10 @@ def text_of(prompt, ids):
     return prompt.lm.tokenizer.decode(ids, skip_special_tokens=False)
 
 
+def texts_of(prompt, parts):
+    return tuple(text_of(prompt, ids) for ids in parts)
+
+
 Q, A = "Who wrote Faust?", "J. W. Goethe"
 ONE = (("Which is the largest ocean?", "The Pacific", 85),)
 
@@ -240,10 +244,10 @@ def test_fewshot_prompts_word_for_word(prompt):
     )
     start = (
         "Question: Which is the largest ocean?\nAnswer: The Pacific\nConfidence: 85%\n\n"
-        "Question: Who wrote Faust?\nAnswer: J. W. Goethe\n"
+        "Question: Who wrote Faust?\nAnswer: J. W. Goethe"
     )
-    assert text_of(p, p.confidence(Q, A)) == start + "Confidence:"
-    assert text_of(p, p.confidence(Q, A, reason=True)) == start + "Reasoning:"
+    assert texts_of(p, p.confidence(Q, A)) == (start, "\nConfidence:")
+    assert texts_of(p, p.confidence(Q, A, reason=True)) == (start, "\nReasoning:")
     assert text_of(p, p.after_reasoning(p.lm.encode("so it is"))) == "\nConfidence:"
     assert text_of(p, p.after_reasoning(p.lm.encode("so it is\n"))) == "Confidence:"
 
@@ -255,14 +259,23 @@ def test_chat_prompts_turn_by_turn(prompt):
     assert text_of(p, p.answer(Q)) == shot + ask
     shot += f"[user]{data.HOW_SURE}</s>[assistant]Confidence: 85%</s>"
     start = f"{shot}{ask}{A}</s>[user]"
-    assert text_of(p, p.confidence(Q, A)) == f"{start}{data.HOW_SURE}</s>[assistant]Confidence:"
-    assert text_of(p, p.confidence(Q, A, True)) == f"{start}{data.THINK} {data.HOW_SURE}</s>[assistant]"
+    assert texts_of(p, p.confidence(Q, A)) == (start, f"{data.HOW_SURE}</s>[assistant]Confidence:")
+    assert texts_of(p, p.confidence(Q, A, True)) == (start, f"{data.THINK} {data.HOW_SURE}</s>[assistant]")
+
+
+@pytest.mark.parametrize("style", ["fewshot", "chat"])
+@pytest.mark.parametrize("reason", [False, True])
+def test_the_turn_has_the_same_tokens_for_every_answer(prompt, style, reason):
+    """Also where the tokenizer would join the last character of the answer and the first one of the turn."""
+    p = prompt(style)
+    answers = ("Goethe", "Goethe.", "", "He did\n", data.HOW_SURE)
+    assert len({tuple(p.confidence(Q, answer, reason)[1]) for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("style", ["fewshot", "chat"])
 def test_prompts_with_the_examples(prompt, style):
     p = prompt(style)
-    answer, confidence = text_of(p, p.answer(Q)), text_of(p, p.confidence(Q, A))
+    answer, confidence = text_of(p, p.answer(Q)), "".join(texts_of(p, p.confidence(Q, A)))
     assert Q in answer and Q in confidence and A in confidence
     assert answer.endswith("Answer:" if style == "fewshot" else "[assistant]")
     assert confidence.endswith("Confidence:")
@@ -296,7 +309,7 @@ def test_a_template_that_would_think_first_is_told_not_to(make_tokenizer):
     tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif %}"
     prompt = Prompt(LM(None, tokenizer, "characters"), "chat")
     assert text_of(prompt, prompt.answer(Q)).endswith("(no thoughts)")
-    assert text_of(prompt, prompt.confidence(Q, "42")).endswith("(no thoughts)Confidence:")
+    assert text_of(prompt, prompt.confidence(Q, "42")[1]).endswith("(no thoughts)Confidence:")
 
 
 def test_chat_needs_a_template(make_tokenizer):

@@ -12,8 +12,10 @@ import transformers
 from scipy import stats
 
 import lm as language
+import prefix
 from lm import _pick, completion_logprobs, embed, sample, seed_of, stop_ids
 from lora import LoRA, adapter, add_lora, load_adapter, save_adapter
+from prefix import Read
 
 V = 48
 EOS = 2
@@ -143,6 +145,112 @@ def test_the_common_beginning_is_computed_once(load):
     prompts = [[9] * 20 + [t, 6] for t in (5, 6, 7)]
     completion_logprobs(lm, prompts, [[[3, 4], [3, 4], [3, 5]]] * 3)
     assert sum(seen) == 20 + 3 * 2 + 3 * 1  # the beginning, the prompts' own, and 3: the last token predicts nothing
+
+
+def frozen_logprobs(lm, prompt, completion):
+    """By two calls of the model: the base model on the prompt, the adapter on its completion."""
+    with torch.no_grad(), adapter(lm, False):
+        read = lm.model(input_ids=torch.tensor([prompt]), use_cache=True)
+    logits = lm.model(input_ids=torch.tensor([completion]), past_key_values=read.past_key_values).logits[0]
+    logp = torch.cat([read.logits[0, -1:], logits]).log_softmax(-1)
+    return torch.stack([logp[i, t] for i, t in enumerate(completion)])
+
+
+def test_frozen_prompts_are_read_by_the_base_model(lm):
+    """Log-probabilities and gradients of the adapter; also of some of the prompts, and of each a second time."""
+    parameters = add_lora(lm, rank=3, alpha=5)
+    randomise(parameters)
+    read = Read(lm, PROMPTS, frozen=True)
+    for chosen in (range(len(PROMPTS)), [2, 0]):
+        prompts, completions = [PROMPTS[q] for q in chosen], [COMPLETIONS[q] for q in chosen]
+        got, mask = completion_logprobs(lm, read.some(chosen), completions)
+        flat = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
+        want = torch.stack([
+            torch.nn.functional.pad(frozen_logprobs(lm, p, c), (0, got.shape[1] - len(c))) for p, c in flat
+        ])  # fmt: skip
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(0))
+        ours, plain = (torch.autograd.grad((x * weight).sum(), parameters) for x in (got, want))
+        for a, b in zip(ours, plain, strict=True):
+            assert b.norm() > 1e-3 and (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_frozen_prompts_are_read_once(load):
+    lm, seen = load("llama"), []
+    add_lora(lm)
+    lm.model.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"].numel()), with_kwargs=True)
+    read = Read(lm, [[9] * 20 + [t, 6] for t in (5, 6, 7)], frozen=True)
+    assert sum(seen) == 20 + 3 * 2
+    for _ in range(2):
+        sample(lm, read, [1.0, 1.0], 1, frozenset(), [1, 2, 3])
+        completion_logprobs(lm, read, [[[3]]] * 3)
+    assert sum(seen) == 20 + 3 * 2
+
+
+def test_sampling_after_a_frozen_prompt(load):
+    """Greedy, so that one wrong distribution would show."""
+    lm = load("llama")
+    randomise(add_lora(lm, rank=3, alpha=5), scale=1.0)
+    heads = [[[3, 4]], [[5]], [[6, 7, 8]], [[9, 9]]]
+    got = sample(lm, Read(lm, PROMPTS, frozen=True), [0.0], 5, frozenset(), [1, 2, 3, 4], heads)
+    for prompt, (head,), (found,) in zip(PROMPTS, heads, got, strict=True):
+        for i in range(5):
+            chances = [frozen_logprobs(lm, prompt, [*head, *found[:i], t])[-1].item() for t in range(48)]
+            assert int(np.argmax(chances)) == found[i]
+    plain = sample(lm, PROMPTS, [0.0], 5, frozenset(), [1, 2, 3, 4], heads)
+    assert plain != got
+
+
+@pytest.mark.parametrize("size", [1, 9, 10_000])
+def test_chunks_and_recomputation_change_nothing(load, monkeypatch, size):
+    """Also the gradients, which flow through what chunks share."""
+    lm = load("llama")
+    parameter = lm.model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
+
+    def run(**kwargs):
+        logp, _ = completion_logprobs(lm, PROMPTS, COMPLETIONS, **kwargs)
+        weight = torch.randn(logp.shape, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad((logp * weight).sum(), parameter)
+        return logp.detach(), gradient
+
+    whole = run()
+    monkeypatch.setattr(prefix, "CHUNK", size)
+    for got in (run(), run(recompute=True)):
+        for x, y in zip(got, whole, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
+
+
+def test_recomputation_keeps_no_activations(load):
+    """Tensors that the backward pass needs, in bytes, without and with recomputation."""
+    lm = load("llama")
+    lm.model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
+    kept = []
+    for recompute in (False, True):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.nbytes) or x, lambda x: x):
+            completion_logprobs(lm, [[9, 1], [9, 2]], [[[3, 4, 5]], [[3, 4, 6]]], recompute=recompute)
+        kept.append(sum(saved))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_chunks_hold_every_row_once():
+    sizes = [5, 900, 100, 5, 300, 7, 100]
+    found = prefix.chunks(sizes)
+    assert sorted(sum(found, [])) == list(range(len(sizes)))
+    assert found == [[1], [4], [2, 6, 5, 0, 3]]
+    assert all(len(chunk) == 1 or len(chunk) * max(sizes[i] for i in chunk) <= prefix.CHUNK for chunk in found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sampling_after_a_head_is_sampling_from_a_longer_prompt(load, family):
+    lm = load(family)
+    heads = [[[5], [5, 6], [], [5, 6]], [[8, 8, 8], [8, 9], [8], [7]], [[4], [4], [4], [4]], [[], [], [3, 3], []]]
+    temperatures, seeds = [1.0, 0.0, 1.5, 0.0], [1, 2, 3, 4]
+    got = sample(lm, PROMPTS, temperatures, 6, frozenset({EOS}), seeds, heads)
+    for prompt, row, seed, found in zip(PROMPTS, heads, seeds, got, strict=True):
+        for c, head in enumerate(row):  # all completions are drawn, so that c has its own random numbers
+            assert sample(lm, [prompt + head], temperatures, 6, frozenset({EOS}), [seed])[0][c] == found[c]
+    assert heads[0] == [[5], [5, 6], [], [5, 6]]
 
 
 def test_sampling_computes_a_beginning_that_completions_share_once(load):
@@ -514,6 +622,21 @@ def test_peft_reads_the_adapter(load, make_folder, tmp_path, recwarn, family, ti
             want = theirs(input_ids=torch.tensor([prompt])).logits[0]
             torch.testing.assert_close(plain_logits(lm, prompt), want, atol=1e-5, rtol=1e-5)
     assert peft.PeftConfig.from_pretrained(tmp_path).base_model_name_or_path == lm.name
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # peft has no activated LoRA for Conv1D
+def test_peft_switches_the_adapter_on_where_we_do(load, make_folder, tmp_path, family):
+    lm, turn = load(family), [30, 31, 32]
+    randomise(add_lora(lm, rank=3, alpha=7))
+    save_adapter(lm, tmp_path, invocation=turn)
+    base = transformers.AutoModelForCausalLM.from_pretrained(make_folder(family))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    for prompt, rest in ([5, 6, 7], [8, 9]), (turn + [4], [3]), ([1] * 9, [2, 2, 2]):
+        got, _ = completion_logprobs(lm, Read(lm, [prompt], frozen=True), [[turn + rest]])
+        ids = torch.tensor([prompt + turn + rest])
+        want = theirs(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        want = want.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        torch.testing.assert_close(got[0], want, atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_survives_saving(lm, tmp_path, make_folder):

@@ -16,6 +16,7 @@ import toy
 from data import LABEL, Prompt, parse_confidence
 from lm import LM, seed_of, stop_ids
 from lora import adapter, add_lora
+from prefix import Read
 from rl import (
     Config,
     Optimizer,
@@ -366,17 +367,15 @@ def gradient_of(lm, batch, advantages, config):
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_update_follows_the_expected_reward(three_tokens, temperature):
     """All nine completions of a prompt as one group, each with its probability times its reward as advantage."""
-    lm, prompt = three_tokens, [0, 2, 1]
-    ids = torch.tensor([[*prompt, *pair] for pair in PAIRS])
-    logp = (lm.model(input_ids=ids).logits / temperature).log_softmax(-1)  # (9, 5, 3)
-    chance = logp[:, 2:4].gather(2, ids[:, 3:, None]).sum((1, 2)).exp()
+    lm, prompt, turn = three_tokens, [0, 2, 1], [1]
+    logp = [plain_logp(lm, prompt, [*turn, *pair], temperature)[1:] for pair in PAIRS]
+    chance = torch.stack(logp).sum(1).exp()  # (9,)
     assert chance.sum().item() == pytest.approx(1)
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     exact = torch.autograd.grad((chance * PAIR_REWARDS).sum(), parameters)
     want = -torch.cat([g.flatten() for g in exact])
 
-    pairs = [list(pair) for pair in PAIRS]
-    batch = Rollouts([prompt], [pairs], [[[1, 1]] * 9], [[None] * 9])
+    batch = rollouts(lm, [prompt], [[[*turn, *pair] for pair in PAIRS]], [[[0, 1, 1]] * 9])
     advantages = (9 * chance.detach() * PAIR_REWARDS).numpy()[None]
     got, _ = gradient_of(lm, batch, advantages, Config(temperature=temperature, amp="off"))
     assert (got - want).norm() < 1e-4 * want.norm() and want.norm() > 1e-3
@@ -392,11 +391,15 @@ COMPLETIONS = [
     [[2], [33, 0, 0], [33, 0, 0], [33, 0, 1, 2]],
 ]
 ACTIONS = [
-    [[1, 1, 1], [1], [1, 1, 1], [1, 0, 0, 0, 1, 1]],
-    [[1, 1], [1], [1, 1], [1, 1]],
-    [[1], [1, 0, 1], [1, 0, 1], [0, 0, 1, 1]],
+    [[0, 1, 1], [1], [0, 1, 1], [1, 0, 0, 0, 1, 1]],
+    [[0, 1], [1], [0, 1], [1, 1]],
+    [[1], [0, 0, 1], [0, 1, 1], [0, 0, 1, 1]],
 ]
-BATCH = Rollouts(PROMPTS, COMPLETIONS, ACTIONS, None)
+
+def rollouts(lm, prompts=PROMPTS, completions=COMPLETIONS, actions=ACTIONS):
+    return Rollouts(Read(lm, prompts, frozen=True), completions, actions, None)
+
+
 ADVANTAGES = np.random.default_rng(3).normal(size=(3, 4))
 ROWS = [(p, c, a) for p, cs, acts in zip(PROMPTS, COMPLETIONS, ACTIONS, strict=True)
         for c, a in zip(cs, acts, strict=True)]  # fmt: skip
@@ -414,14 +417,23 @@ def trained(load):
     return make
 
 
+def plain_logits(lm, prompt, completion):
+    """The base model reads the prompt, the adapter is on for the completion. -> (1 + T, V), the next tokens' logits"""
+    with torch.no_grad(), adapter(lm, False):
+        read = lm.model(input_ids=torch.tensor([prompt]), use_cache=True)
+    rest = [read.logits[0, -1:]]
+    if completion:
+        rest.append(lm.model(input_ids=torch.tensor([completion]), past_key_values=read.past_key_values).logits[0])
+    return torch.cat(rest)
+
+
 def plain_logp(lm, prompt, completion, temperature):
-    logits = lm.model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
-    logp = (logits / temperature).log_softmax(-1)
-    return torch.stack([logp[len(prompt) + i - 1, t] for i, t in enumerate(completion)])
+    logp = (plain_logits(lm, prompt, completion) / temperature).log_softmax(-1)
+    return torch.stack([logp[i, t] for i, t in enumerate(completion)])
 
 
 def plain_steps(lm, config, total_steps):
-    """config.updates steps of AdamW on BATCH, one sequence at a time -> the first gradient, the last loss."""
+    """config.updates steps of AdamW on the rollouts above, a sequence at a time -> first gradient, last loss."""
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
     with torch.no_grad():
@@ -469,7 +481,7 @@ def test_update_equals_a_plain_reimplementation(trained, config, micro_batch):
     before = adapter_of(lm)
     config = replace(config, micro_batch=micro_batch)
     optimizer = Optimizer(lm, config, 8)
-    stats = update(lm, BATCH, ADVANTAGES, config, optimizer)
+    stats = update(lm, rollouts(lm), ADVANTAGES, config, optimizer)
     first, loss = plain_steps(plain, config, 8)
     torch.testing.assert_close(adapter_of(lm), adapter_of(plain), atol=1e-5, rtol=0)
     assert (adapter_of(lm) - before).abs().max() > 1e-4
@@ -484,7 +496,7 @@ def test_update_equals_a_plain_reimplementation(trained, config, micro_batch):
 def test_the_stats_do_not_depend_on_the_micro_batch(trained):
     for config in SETTINGS:
         stats = [
-            update(lm, BATCH, ADVANTAGES, c, Optimizer(lm, c, 8))
+            update(lm, rollouts(lm), ADVANTAGES, c, Optimizer(lm, c, 8))
             for c in (replace(config, micro_batch=m) for m in (0, 1, 2))
             for lm in [trained()]
         ]
@@ -497,7 +509,7 @@ def test_equal_rewards_move_nothing(trained):
     lm = trained()
     before = adapter_of(lm)
     config = Config(amp="off", lr=1e-2)
-    stats = update(lm, BATCH, group_advantages(np.full((3, 4), 1 / 3)), config, Optimizer(lm, config, 8))
+    stats = update(lm, rollouts(lm), group_advantages(np.full((3, 4), 1 / 3)), config, Optimizer(lm, config, 8))
     assert torch.equal(adapter_of(lm), before) and stats["grad_norm"] == 0
 
 
@@ -506,13 +518,14 @@ def test_the_reference_is_the_base_model(load):
     config = Config(amp="off", kl=1.0)
     lm = load("llama")
     add_lora(lm)
-    stats = update(lm, BATCH, np.zeros((3, 4)), config, Optimizer(lm, config, 8))
+    stats = update(lm, rollouts(lm), np.zeros((3, 4)), config, Optimizer(lm, config, 8))
     assert stats["kl"] == stats["grad_norm"] == 0
     randomise(p for p in lm.model.parameters() if p.requires_grad)
     on = plain_logp(lm, [1, 5], [6, 7], 1.0)
     with adapter(lm, False):
         off = plain_logp(lm, [1, 5], [6, 7], 1.0)
-    stats = update(lm, BATCH, np.zeros((3, 4)), replace(config, lr=0.0), Optimizer(lm, replace(config, lr=0.0), 8))
+    config = replace(config, lr=0.0)
+    stats = update(lm, rollouts(lm), np.zeros((3, 4)), config, Optimizer(lm, config, 8))
     assert stats["kl"] > 0.01 and stats["grad_norm"] > 0.01
     assert torch.equal(plain_logp(lm, [1, 5], [6, 7], 1.0), on) and not torch.equal(on, off)
 
@@ -550,13 +563,16 @@ def first_step(lm, config, optimizer):
     before, scales = adapter_of(lm), []
     while torch.equal(adapter_of(lm), before) and len(scales) < 9:
         scales.append(optimizer.scaler.get_scale())
-        stats = update(lm, BATCH, ADVANTAGES, config, optimizer)
+        with optimizer.autocast():
+            batch = rollouts(lm)
+        stats = update(lm, batch, ADVANTAGES, config, optimizer)
     return stats, scales
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_the_gradient_of_mixed_precision_is_close(trained, amp):
-    exact, _ = gradient_of(trained(), BATCH, ADVANTAGES, Config(amp="off", kl=0.1))
+    lm = trained()
+    exact, _ = gradient_of(lm, rollouts(lm), ADVANTAGES, Config(amp="off", kl=0.1))
     lm, dtypes = trained(), set()
     lm.model.model.layers[0].mlp.up_proj.base.register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
     config = Config(amp=amp, kl=0.1)
@@ -578,10 +594,10 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(trained):
     first_step(lm, config, optimizer)
     after, scale = adapter_of(lm), optimizer.scaler.get_scale()
     assert after.isfinite().all()
-    update(lm, BATCH, 1e37 * ADVANTAGES, config, optimizer)
+    update(lm, rollouts(lm), 1e37 * ADVANTAGES, config, optimizer)
     assert torch.equal(adapter_of(lm), after)
     assert optimizer.scaler.get_scale() == scale / 2
-    update(lm, BATCH, ADVANTAGES, config, optimizer)  # and the next one is taken
+    update(lm, rollouts(lm), ADVANTAGES, config, optimizer)  # and the next one is taken
     assert not torch.equal(adapter_of(lm), after) and adapter_of(lm).isfinite().all()
 
 
@@ -607,31 +623,44 @@ def world():
     return make
 
 
-def greedy(lm, ids, steps, stop):
+def greedy(lm, prompt, head, steps, stop):
     out = []
     while len(out) < steps and not (out and out[-1] in stop):
-        out.append(int(lm.model(input_ids=torch.tensor([ids + out])).logits[0, -1].argmax()))
+        out.append(int(plain_logits(lm, prompt, head + out)[-1].argmax()))
     return out
+
+
+def check_prompts(got, prompt, reason):
+    """-> the beginning of all completions"""
+    pairs = [prompt.confidence(q, a, reason) for q, a in ASKED]
+    assert got.prompts.prompts == [context for context, _ in pairs] and got.prompts.frozen
+    (turn,) = {tuple(turn) for _, turn in pairs}
+    return list(turn)
 
 
 def test_rollouts_without_reasoning(world):
     lm, prompt = world()
-    got = rollout(lm, prompt, ASKED, 30, 1.0, [1, 2, 3, 4])
-    assert got.prompts == [prompt.confidence(q, a) for q, a in ASKED]
+    got = rollout(lm, prompt, ASKED, 80, 1.0, [1, 2, 3, 4])
+    turn = check_prompts(got, prompt, reason=False)
     stop = stop_ids(lm, "\n%")
     for field in (got.completions, got.actions, got.confidence):
-        assert [len(group) for group in field] == [30] * 4
+        assert [len(group) for group in field] == [80] * 4
     flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
     for ids, actions, confidence in zip(*flat, strict=True):
-        assert actions == [1] * len(ids) and 1 <= len(ids) <= 6
-        assert not stop & set(ids[:-1]) and (len(ids) == 6 or ids[-1] in stop)
-        assert confidence == parse_confidence(LABEL + lm.decode(ids))
-    assert got.tokens == sum(map(len, flat[0]))
+        number = ids[len(turn) :]
+        assert ids[: len(turn)] == turn and actions == [0] * len(turn) + [1] * len(number)
+        assert 1 <= len(number) <= 6
+        assert not stop & set(number[:-1]) and (len(number) == 6 or number[-1] in stop)
+        assert confidence == parse_confidence(LABEL + lm.decode(number))
+    assert got.tokens == sum(map(sum, flat[1]))
     assert None in flat[2] and len(set(flat[2])) > 5
 
 
 def parts(lm, prompt, ids, actions):
     """A completion with reasoning -> its thought, its number."""
+    turn = prompt.confidence("", "", reason=True)[1]
+    assert ids[: len(turn)] == turn and actions[: len(turn)] == [0] * len(turn)
+    ids, actions = ids[len(turn) :], actions[len(turn) :]
     n = actions.index(0)
     label = prompt.after_reasoning(ids[:n])
     assert actions == [1] * n + [0] * len(label) + [1] * (len(ids) - n - len(label))
@@ -644,7 +673,7 @@ def test_reasoning(world):
     lm, prompt = world()
     stop, numbers = stop_ids(lm, "\n"), stop_ids(lm, "\n%")
     got = rollout(lm, prompt, ASKED, 20, 1.0, [1, 2, 3, 4], reasoning=7)
-    assert got.prompts == [prompt.confidence(q, a, reason=True) for q, a in ASKED]
+    turn = check_prompts(got, prompt, reason=True)
     flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
     lengths = Counter()
     for ids, actions, confidence in zip(*flat, strict=True):
@@ -652,7 +681,9 @@ def test_reasoning(world):
         assert not stop & set(thought[:-1]) and (len(thought) == 7 or thought[-1] in stop)
         assert 1 <= len(number) <= 6 and not numbers & set(number[:-1])
         assert confidence == parse_confidence(LABEL + lm.decode(number))
-        assert lm.decode(ids) == lm.decode(thought).removesuffix("\n") + "\n" + LABEL + lm.decode(number)
+        assert lm.decode(ids) == (
+            lm.decode(turn) + lm.decode(thought).removesuffix("\n") + "\n" + LABEL + lm.decode(number)
+        )
         lengths[len(thought)] += 1
     assert len(lengths) > 2 and len(set(flat[2])) > 5
     assert got.tokens == sum(map(sum, flat[1]))
@@ -661,10 +692,11 @@ def test_reasoning(world):
 def test_the_number_follows_from_the_reasoning(world):
     lm, prompt = world()
     got = rollout(lm, prompt, ASKED, 1, 0.0, [1, 2, 3, 4], reasoning=7)
-    for p, (ids,), (actions,) in zip(got.prompts, got.completions, got.actions, strict=True):
+    for p, (ids,), (actions,) in zip(got.prompts.prompts, got.completions, got.actions, strict=True):
         thought, number = parts(lm, prompt, ids, actions)
-        assert thought == greedy(lm, p, 7, stop_ids(lm, "\n"))
-        assert number == greedy(lm, p + thought + prompt.after_reasoning(thought), 6, stop_ids(lm, "\n%"))
+        head = prompt.confidence("", "", reason=True)[1]
+        assert thought == greedy(lm, p, head, 7, stop_ids(lm, "\n"))
+        assert number == greedy(lm, p, head + thought + prompt.after_reasoning(thought), 6, stop_ids(lm, "\n%"))
 
 
 def test_forced_tokens_have_no_gradient(world):
@@ -673,7 +705,7 @@ def test_forced_tokens_have_no_gradient(world):
     add_lora(lm, rank=2)
     randomise((p for p in lm.model.parameters() if p.requires_grad), scale=0.3)
     got = rollout(lm, prompt, ASKED[:1], 1, 1.0, [1], reasoning=3)
-    p, ids, actions = got.prompts[0], got.completions[0][0], got.actions[0][0]
+    p, ids, actions = got.prompts.prompts[0], got.completions[0][0], got.actions[0][0]
     parameters = [x for x in lm.model.parameters() if x.requires_grad]
     chosen = (plain_logp(lm, p, ids, 1.0) * torch.tensor(actions)).sum()
     want = -torch.cat([g.flatten() for g in torch.autograd.grad(chosen, parameters)])
@@ -688,8 +720,13 @@ def test_temperature_zero_is_greedy(world, reasoning):
     assert all(a == b for a, b in got.completions)
     assert rollout(lm, prompt, ASKED, 1, 0.0, [9, 8, 7, 6], reasoning).completions == [[a] for a, _ in got.completions]
     if not reasoning:
-        want = [greedy(lm, p, 6, stop_ids(lm, "\n%")) for p in got.prompts]
+        turn = prompt.confidence(*ASKED[0])[1]
+        want = [turn + greedy(lm, p, turn, 6, stop_ids(lm, "\n%")) for p in got.prompts.prompts]
         assert [a for a, _ in got.completions] == want
+
+
+def drawn(got):
+    return [got.completions, got.actions, got.confidence]
 
 
 @pytest.mark.parametrize("reasoning", [0, 5])
@@ -697,12 +734,12 @@ def test_rollouts_depend_on_their_seed_alone(world, reasoning):
     lm, prompt = world()
     seeds = [11, 12, 13, 14]
     got = rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning)
-    assert rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning) == got
-    assert rollout(lm, prompt, ASKED, 3, 1.2, [1, 2, 3, 4], reasoning) != got
-    assert rollout(lm, prompt, ASKED, 3, 0.8, seeds, reasoning) != got
+    assert drawn(rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning)) == drawn(got)
+    assert drawn(rollout(lm, prompt, ASKED, 3, 1.2, [1, 2, 3, 4], reasoning)) != drawn(got)
+    assert drawn(rollout(lm, prompt, ASKED, 3, 0.8, seeds, reasoning)) != drawn(got)
     for i in range(4):
         alone = rollout(lm, prompt, ASKED[i : i + 1], 3, 1.2, seeds[i : i + 1], reasoning)
-        assert alone == Rollouts(*([field[i]] for field in vars(got).values()))
+        assert drawn(alone) == [[field[i]] for field in drawn(got)]
     same = rollout(lm, prompt, [ASKED[0]] * 2, 8, 1.0, [1, 2], reasoning).completions
     assert same[0] != same[1] and len(set(map(tuple, same[0]))) > 3
 
@@ -749,8 +786,8 @@ def test_the_reward_rises(world, change):
 
 
 def test_it_learns_to_tell_questions_apart(world):
-    _, _, log = learn(world, replace(FAST, lr=1e-2, warmup=5))
-    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.5 > log[0]["reward"]
+    _, _, log = learn(world, replace(FAST, lr=1e-2, warmup=20))
+    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.9 > log[0]["reward"]
 
 
 def test_the_base_model_is_not_touched(world):
@@ -840,7 +877,8 @@ def test_each_group_of_each_step_is_drawn_anew(world):
 def test_the_temperature_of_a_run(world, monkeypatch):
     """One temperature for the rollouts and for their log-probabilities."""
     seen, score, generate = [], rl.completion_logprobs, rl.sample
-    monkeypatch.setattr(rl, "completion_logprobs", lambda lm, p, c, t: seen.append(t) or score(lm, p, c, t))
+    monkeypatch.setattr(rl, "completion_logprobs", lambda lm, p, c, t, *rest, **kw:
+                        seen.append(t) or score(lm, p, c, t, *rest, **kw))
     monkeypatch.setattr(rl, "sample", lambda lm, p, t, *rest: seen.extend(t) or generate(lm, p, t, *rest))
     learn(world, replace(FAST, steps=1, temperature=1.7, updates=2, kl=0.1, reasoning=2, micro_batch=4))
     assert set(seen) == {1.7} and len(seen) > 20
@@ -862,6 +900,11 @@ def test_an_epoch_has_each_question_once(n, size):
     assert [i for step in range(steps) for i in batch_of(step, n, size, seed=5)] != order
 
 
+def number_logp(lm, prompt, question, answer, text):
+    context, turn = prompt.confidence(question, answer)
+    return plain_logp(lm, context, turn + lm.encode(text), 1.0)[len(turn) :]
+
+
 def test_warm_up_raises_the_target(world):
     items = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
     texts = [" 75%", " 10%", " 100%"]  # the nearest multiples of five
@@ -869,7 +912,7 @@ def test_warm_up_raises_the_target(world):
     @torch.no_grad()
     def chances(lm, prompt):
         rows = zip(items, texts, strict=True)
-        return torch.tensor([plain_logp(lm, prompt.confidence(q, a), lm.encode(t), 1.0) for (q, a, _), t in rows])
+        return torch.tensor([number_logp(lm, prompt, q, a, t) for (q, a, _), t in rows])
 
     before = chances(*world())
     lm, prompt, log = learn(world, replace(FAST, steps=0, warmup=40), items)
@@ -880,6 +923,6 @@ def test_warm_up_raises_the_target(world):
 def test_warm_up_returns_the_loss_per_token(world):
     lm, prompt = world()
     add_lora(lm)
-    want = -plain_logp(lm, prompt.confidence("banner of Zorva", "red"), lm.encode(" 75%"), 1.0)
+    want = -number_logp(lm, prompt, "banner of Zorva", "red", " 75%")
     got = rl.warm_up(lm, prompt, [("banner of Zorva", "red", 0.73)], FAST, Optimizer(lm, FAST, 10))
     assert got == pytest.approx(want.mean().item(), abs=1e-5)

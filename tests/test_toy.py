@@ -161,7 +161,7 @@ def test_prompts_are_beginnings_of_lines(full, tokenizer):
     ids = tokenizer(line).input_ids
     question = line[len("Question: ") : line.index("\n")]
     assert prompt.answer(question) == ids[:6]
-    assert prompt.confidence(question, str(full.answers[0, 0])) == ids[:9]
+    assert prompt.confidence(question, str(full.answers[0, 0])) == (ids[:7], ids[7:9])
 
 
 def test_reports_follow_the_known_distribution(full, lines):
