@@ -58,6 +58,7 @@ def pipeline(args, config):
     if todo:
         import stages  # only here, because torch takes seconds to import and --help should not
 
+        start = time.perf_counter()
         # whatever cannot be loaded is found before anything is written
         questions = stages.load_questions(config) if "sample" in todo else None
         if config.embedder != "self":
@@ -74,10 +75,11 @@ def pipeline(args, config):
             "eval": lambda: stages.evaluate(config, run, model, prompt),
         }
     for stage in todo:
-        start = time.perf_counter()
         run.start(stage)
         work[stage]()
-        run.finish(stage, config, time.perf_counter() - start)
+        now = time.perf_counter()
+        run.finish(stage, config, now - start)  # the first one pays for the loading of the model
+        start = now
     if args.command == "eval":
         print("\n" + run.path("report.md").read_text(encoding="utf-8"))
         pictures = ", ".join(sorted(p.name for p in run.folder.glob("*.png")))

@@ -81,7 +81,7 @@ class Config:
 TOY = dict(
     dataset="toy",
     platt_questions=100, train_questions=1400, test_questions=600, ood_questions=600, answer_tokens=4, sample_batch=200,
-    gamma=4.0, steps=500, questions=64, rollouts=32, lr=4e-3,
+    gamma=16.0, steps=500, questions=64, rollouts=32, lr=4e-3,
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def world(seed=0):
     onsets, vowels = "b br d dr f g gr h k kr l m n p r s st t tr v z".split(), "a e i o u".split()
     names = sorted({(a + v + b + w).capitalize() for a in onsets for v in vowels for b in onsets for w in vowels})
     subject = [str(name) for name in rng.choice(names, len(family), replace=False)]
-    fame = rng.normal(0, 2.5, len(family))
+    fame = rng.normal(0, 4, len(family))
     ease = np.array([FAMILIES[f][1] for f in family])
     first = 0.34 + 0.64 / (1 + np.exp(-(fame + ease)))  # (N,)
     probs = np.concatenate([first[:, None], (1 - first)[:, None] * REST], axis=1)

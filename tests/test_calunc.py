@@ -1,13 +1,15 @@
 """calunc.py, stages.py, run.py and report.py on tiny random models: stages, run folder, report, command line."""
 
+import importlib.util
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -886,6 +888,35 @@ def test_the_adapter_is_off_for_the_untrained_row(call, mixed, train, monkeypatc
     assert states == [({False}, True, 1, 0.0), ({True}, True, 1, 0.0)]
 
 
+# publishing
+
+
+def test_a_published_run_is_in_the_results_and_the_readme(evaluated, tmp_path, monkeypatch):
+    """Its numbers, the row of another run beside them, and a command that makes the same settings; no text."""
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "scripts" / "publish.py")
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    run = evaluated[0]
+    (tmp_path / "results").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text("before <!-- results:one --> old <!-- end --> after <!-- results:two --> kept <!-- end -->")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    for argv in ([run, "other"], [run, "one", "--beside", "other", "again"]):
+        monkeypatch.setattr(sys, "argv", ["publish.py", *map(str, argv)])
+        publish.main()
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("before <!--") and "results:two --> kept" in text
+    report = json.loads((tmp_path / "results" / "one" / "report.json").read_text())
+    row = report["sets"]["test"]["methods"]["Stated, trained"]
+    for title in ("Stated, trained", "Stated, trained, again"):
+        (line,) = [x for x in text.splitlines() if x.startswith(f"| {title} |")]
+        assert f"| {row['ece']:.3f} [" in line and line.endswith(f"| {report['cost']['trained']['tokens']:.1f} |")
+    (command,) = [x for x in text.splitlines() if x.startswith("python calunc.py")]
+    assert asdict(calunc.parse(shlex.split(command)[2:])[1]) == report["config"]
+    published = "".join(p.read_text() for p in (tmp_path / "results").rglob("*.json*"))
+    assert not any(q["question"] in published for q in rows(run / "samples.jsonl"))
+
+
 # the command line
 
 
@@ -920,7 +951,7 @@ def test_settings_reach_the_configuration():
     assert (config.model, config.dataset, config.train_questions) == ("m", "facts", 7)
     assert (config.ood, config.lr) == ("a,b", 2e-3)
     _, config = calunc.parse([])
-    assert (config.model, config.dataset, config.gamma) == ("toy", "toy", 4.0)
+    assert (config.model, config.dataset, config.gamma) == ("toy", "toy", 16.0)
     _, config = calunc.parse(["--gamma", "3"])
     assert config.gamma == 3.0
     check(config)
