@@ -10,10 +10,11 @@ and is skipped when its own are there and were made with the same settings.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from run import STAGES, TOY, Config, Run, check
@@ -51,10 +52,10 @@ def pipeline(args, config):
             raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
     run = Run(args.out or f"runs/{Path(config.model).name}")
     wanted = STAGES[: STAGES.index(args.command) + 1]
-    todo = [stage for stage in wanted if not run.done(stage, config)]
-    for stage in wanted:
-        if stage not in todo:
-            print(f"{stage}: done before with the same settings")
+    done = list(itertools.takewhile(lambda stage: run.done(stage, config), wanted))
+    for stage in done:
+        print(f"{stage}: done before with the same settings")
+    todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     if todo:
         import stages  # only here, because torch takes seconds to import and --help should not
 
@@ -86,20 +87,27 @@ def pipeline(args, config):
         print(f"Everything is in {run.folder}: report.md, report.json and the pictures {pictures}")
 
 
-def trained_run(folder):
-    """An existing run folder with an adapter -> its Config and Run."""
+def trained_run(args, config):
+    """A run folder with an adapter -> its Config, with this call's flags where they change no result, and its Run."""
+    folder = args.run or "runs/toy"
     run = Run(folder)
     if not run.finished("train"):
         raise ValueError(f"{folder} holds no trained adapter: run `python calunc.py --out {folder}` first")
-    return Config(**run.read("config.json")), run
+    usual = parse([])[1]
+    given = {f: getattr(config, f.name) for f in fields(Config) if getattr(config, f.name) != getattr(usual, f.name)}
+    for f in given:
+        if f.metadata["stage"] is not None:
+            flag = f.name.replace("_", "-")
+            raise ValueError(f"{args.command} takes no --{flag}: the settings are those of the run in {folder}")
+    return replace(Config(**run.read("config.json")), **{f.name: value for f, value in given.items()}), run
 
 
-def ask(args):
+def ask(args, config):
     if not args.question:
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
     if args.out or args.input:
         raise ValueError("ask takes no --out and no --in; --run names the run folder")
-    config, run = trained_run(args.run or "runs/toy")
+    config, run = trained_run(args, config)
     import stages
 
     (found,) = stages.answer_questions(config, run, [args.question])
@@ -107,13 +115,13 @@ def ask(args):
     print(f"{found['answer']}  ({said})")
 
 
-def predict(args):
+def predict(args, config):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = Path(args.out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
-    config, run = trained_run(args.run or "runs/toy")
+    config, run = trained_run(args, config)
     import data
     import stages
 
@@ -128,9 +136,9 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         if args.command == "ask":
-            ask(args)
+            ask(args, config)
         elif args.command == "predict":
-            predict(args)
+            predict(args, config)
         else:
             pipeline(args, config)
     except (ValueError, OSError) as error:

@@ -216,14 +216,14 @@ class Prompt:
             last = f"{THINK} {HOW_SURE}" if reason else HOW_SURE
             text, end = self._chat([*turns, (last, None)]), "" if reason else LABEL
             at = text.rindex(last)
-            return self.lm.encode(text[:at]), self.lm.encode(text[at:] + end)
+            return self.lm.encode(text[:at]), self.lm.proceed(text[at:] + end)
         shots = "".join(f"Question: {q}\nAnswer: {a}\n{LABEL} {c}%\n\n" for q, a, c in self.examples)
         context = self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}", special=True)
-        return context, self.lm.encode("\nReasoning:" if reason else f"\n{LABEL}")
+        return context, self.lm.proceed("\nReasoning:" if reason else f"\n{LABEL}")
 
     def after_reasoning(self, thought):
         """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
-        return self.lm.encode(LABEL if self.lm.decode(thought).endswith("\n") else f"\n{LABEL}")
+        return self.lm.proceed(LABEL if self.lm.decode(thought).endswith("\n") else f"\n{LABEL}")
 
     def _chat(self, turns):
         messages = []

@@ -37,6 +37,11 @@ class LM:
     def encode(self, text, special=False):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
+    def proceed(self, text):
+        """The tokens of a text that goes on after another one. Some tokenizers put a blank before what comes first."""
+        first, both = self.encode("."), self.encode("." + text)
+        return both[len(first) :] if both[: len(first)] == first else self.encode(text)
+
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -66,7 +71,10 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
         raise ValueError(f"{name_or_path} has no tokenizer")
-    model = auto_class.from_pretrained(name_or_path, dtype=dtype)
+    try:
+        model = auto_class.from_pretrained(name_or_path, dtype=dtype)
+    except ValueError as error:  # an encoder-decoder, say; the rest of the message lists all that there is
+        raise ValueError(f"{name_or_path}: {str(error).splitlines()[0][:200]}") from None
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 

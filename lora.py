@@ -4,8 +4,8 @@
 
 B starts at zero, so nothing changes at first; with the adapter off the model is exactly the base model, which is why
 training the confidence cannot change the answers. The base model reads the question and the answer, and the adapter is
-on from the confidence turn on: an "activated LoRA", which can use the KV cache that answering left behind. Files are in
-peft's format; `alora_invocation_tokens` are the tokens that switch it on.
+on from the confidence turn on: an "activated LoRA". What was read once serves all rollouts, updates and the reference, and
+no gradient goes through it. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch it on.
 
 Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
 biases, and adapters on the embedding and on the output head, which is often tied to it.
@@ -93,8 +93,9 @@ def save_adapter(lm, folder, invocation=None):
     for name, module in loras.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
-    temporary = folder / ".adapter_model.tmp"
+    temporary = folder / ".adapter.tmp"
+    temporary.write_text(json.dumps(config, indent=2))
+    os.replace(temporary, folder / "adapter_config.json")
     save_file(tensors, temporary)
     os.replace(temporary, folder / "adapter_model.safetensors")
 

@@ -29,7 +29,8 @@ METHODS = {
 def environment(device):
     """What the numbers were made on."""
     packages = ("torch", "transformers", "numpy", "datasets")
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "device": str(device)}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
+    machine = {"machine": platform.machine(), "cores": cores, "device": str(device)}
     return {"python": sys.version.split()[0], **machine} | {name: version(name) for name in packages}
 
 
@@ -154,7 +155,7 @@ def markdown(report):
                 lines.append(f"| {family} | {f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f} |")
             lines.append("")
     if "language_model_error" in report:
-        lines += ["The toy language model's own probability of a fact is off by "
+        lines += ["The toy language model's own probability of a question's first answer is off by "
                   f"{report['language_model_error']:.3f} on average (mean absolute difference to the known one).", ""]
     lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
     for name, c in report["cost"].items():

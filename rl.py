@@ -225,7 +225,7 @@ def warm_up(lm, prompt, items, config, optimizer):
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
     prompts, turns = zip(*(prompt.confidence(q, a) for q, a, _ in items), strict=True)
-    numbers = [lm.encode(f" {5 * round(20 * p)}%") for _, _, p in items]
+    numbers = [lm.proceed(f" {5 * round(20 * p)}%") for _, _, p in items]
     completions = [[turn + number] for turn, number in zip(turns, numbers, strict=True)]
     with optimizer.autocast():
         read = Read(lm, list(prompts), frozen=True)

@@ -200,11 +200,9 @@ def train(config, run, model, prompt):
 
 def state_confidence(config, model, prompt, asked, seeds, on):
     """The greedy statement on each (question, answer), with the adapter on or off -> confidences, tokens, seconds."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     confidence, tokens, start = [None] * len(asked), 0, time.perf_counter()
     bar = tqdm(total=len(asked), desc=f"stated confidence, {'trained' if on else 'untrained'}", unit="question")
-    for i in range(0, len(order), config.sample_batch):
-        chosen = order[i : i + config.sample_batch]
+    for chosen in batches(range(len(asked)), lambda i: len(asked[i][0]), config.sample_batch):
         with lora.adapter(model, on):
             stated = rl.rollout(model, prompt, [asked[j] for j in chosen], 1, 0.0, [seeds[j] for j in chosen],
                                 config.reasoning)  # fmt: skip

@@ -5,7 +5,7 @@ ones with known probabilities, reports in the training corpus are drawn from the
 draw. So P(correct) of every answer is known exactly, which no real data set allows.
 
 What makes a question easy is its top probability. Most of it is the *fame* of the subject: everybody agrees on the
-facts of a famous one. Some of it is the relation, and some is the question's own. Fame is therefore the thing to
+facts of a famous one. The rest is the relation. Fame is therefore the thing to
 discover: a student that reads it from the model's own activations can be calibrated on subjects and on relations that
 it was never trained on.
 
@@ -164,6 +164,7 @@ def error(model, tok, world):
     vocab = tok.get_vocab()
     names = zip(world.family, world.subject, strict=True)
     ids = torch.tensor([tok(f"Question: {f} of {s}\nAnswer:").input_ids for f, s in names])
-    probs = torch.cat([model(input_ids=x).logits[:, -1].softmax(-1) for x in ids.split(512)])  # (N, V)
+    logits = torch.cat([model(input_ids=x.to(model.device)).logits[:, -1] for x in ids.split(512)])
+    probs = logits.float().softmax(-1).cpu()  # (N, V)
     first = torch.tensor([vocab[" " + a] for a in world.answers[:, 0]])
     return float(np.abs(probs.gather(1, first[:, None])[:, 0].numpy() - world.probs[:, 0]).mean())

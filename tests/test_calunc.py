@@ -326,6 +326,8 @@ def test_errors_of_a_run(case, files, call, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["ask", "--run", "{run}"], "ask needs a question"),
     (["ask", "why", "--out", "{run}"], "ask takes no --out and no --in; --run names the run folder"),
+    (["ask", "why", "--run", "{run}", "--steps", "7"], "ask takes no --steps: the settings are those of the run in"),
+    (["ask", "why", "--run", "{run}", "--model", "gpt2"], "ask takes no --model"),
     (["ask", "why", "--run", "{tmp}/none"], "{tmp}/none holds no trained adapter"),
     (["predict", "--run", "{run}"], "predict needs --in questions.jsonl and --out answers.jsonl"),
     (["predict", "--in", "{tmp}/two.jsonl", "--run", "{run}"], "predict needs --in"),
@@ -339,6 +341,15 @@ def test_errors_of_ask_and_predict(argv, message, files, finished, capsys):
     assert calunc.main(argv) == 2
     assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
     assert sorted(files.iterdir()) == before
+
+
+def test_a_run_of_a_gpu_can_be_asked_on_a_cpu(copy, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = json.loads((copy / "config.json").read_text()) | {"device": "cuda"}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
+    assert "--device is cuda" in one_sentence(capsys.readouterr())
+    assert calunc.main(["ask", "why", "--run", str(copy), "--device", "cpu"]) == 0
 
 
 def test_a_place_where_predictions_cannot_go_is_found_before_the_work(files, finished, monkeypatch, capsys):
@@ -515,6 +526,14 @@ def test_a_stage_whose_artefact_is_gone_is_done_again(copy, finished, call):
     assert call(copy) == 0
     assert same(copy, finished, "targets.jsonl")
     assert (copy / "report.md").exists()
+
+
+def test_what_follows_a_stage_that_is_done_again_is_not_forgotten(copy, finished, call, capsys):
+    (copy / "samples.jsonl").unlink()
+    assert call(copy) == 0
+    assert list(json.loads((copy / "stages.json").read_text())) == list(STAGES)
+    assert same(copy, finished, "targets.jsonl", "adapter/adapter_model.safetensors")
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 0
 
 
 def test_commands_stop_after_their_stage(call, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from scipy import stats
+from tokenizers import pre_tokenizers
 
 import lm as language
 import prefix
@@ -459,6 +460,28 @@ def test_text_survives_encoding(load):
     assert lm.decode(lm.encode("ab: c.\n")) == "ab: c.\n"
     assert lm.encode("ab", special=True) == [1, *lm.encode("ab"), EOS]
     assert lm.decode([*lm.encode("ab"), EOS]) == "ab"
+
+
+def test_text_that_goes_on_has_no_blank_of_its_own(make_tokenizer):
+    """Some tokenizers put a blank before the first word of a text."""
+    tokenizer = make_tokenizer(characters="abc.:\n%7 ▁")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    lm = language.LM(None, tokenizer, "blank")
+    assert tokenizer.convert_ids_to_tokens(lm.encode(":ab")) == ["▁", ":", "a", "b"]
+    assert tokenizer.convert_ids_to_tokens(lm.proceed(":ab")) == [":", "a", "b"]
+    assert tokenizer.convert_ids_to_tokens(lm.proceed(" 7%")) == ["▁", "7", "%"]
+    plain = language.LM(None, make_tokenizer(), "joins '.' and the end of a line")
+    for text in ("\nab", " ab", ".\nab", "\n\nab"):
+        assert plain.proceed(text) == plain.encode(text)
+
+
+def test_load_refuses_an_encoder_and_decoder_in_one_sentence(tmp_path, make_tokenizer):
+    config = transformers.T5Config(vocab_size=48, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as error:
+        language.load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_load_refuses_what_is_no_model(tmp_path):

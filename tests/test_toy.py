@@ -230,6 +230,12 @@ def test_the_trained_model_knows_the_probabilities(small_run):
     assert toy.error(model.model, model.tokenizer, world) == pytest.approx(np.abs(said - known)[:, 0].mean(), abs=1e-5)
 
 
+def test_the_error_of_a_model_in_half_precision(small_run):
+    world, model = small_world(), language.load(next(small_run.glob("model*")))
+    exact = toy.error(model.model, model.tokenizer, world)
+    assert toy.error(model.model.to(torch.bfloat16), model.tokenizer, world) == pytest.approx(exact, abs=0.01)
+
+
 def test_the_error_is_large_for_another_world(small_run):
     model = language.load(next(small_run.glob("model*")))
     world = small_world()
