@@ -39,7 +39,8 @@ class LM:
 
     def proceed(self, text):
         """The tokens of a text that goes on after another one. Some tokenizers put a blank before what comes first."""
-        first, both = self.encode("."), self.encode("." + text)
+        before = "." if text[:1].isspace() else "\n"  # what no tokenizer takes for a part of the same word
+        first, both = self.encode(before), self.encode(before + text)
         return both[len(first) :] if both[: len(first)] == first else self.encode(text)
 
     def decode(self, ids):

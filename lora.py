@@ -4,8 +4,8 @@
 
 B starts at zero, so nothing changes at first; with the adapter off the model is exactly the base model, which is why
 training the confidence cannot change the answers. The base model reads the question and the answer, and the adapter is
-on from the confidence turn on: an "activated LoRA". What was read once serves all rollouts, updates and the reference, and
-no gradient goes through it. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch it on.
+on from the confidence turn on: an "activated LoRA". What was read once serves all rollouts, updates and the reference,
+without any gradient. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch it on.
 
 Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
 biases, and adapters on the embedding and on the output head, which is often tied to it.

@@ -3,8 +3,9 @@
     python scripts/publish.py runs/toy toy
 
 writes results/toy/ (report, metrics, predictions by question id, pictures; no question or answer text) and replaces
-what stands between `<!-- results:toy -->` and `<!-- end -->` in README.md, if that is there. With `--beside NAME TITLE`
-the table of held-out questions also shows the trained row of results/NAME, a run on the same questions.
+what stands between `<!-- results:toy -->` and `<!-- end -->` in README.md, if it is there. With `--beside NAME TITLE`,
+as often as wanted, the table of held-out questions also shows the trained row of results/NAME, a run on the same
+questions.
 """
 
 import argparse
@@ -52,9 +53,9 @@ def summary(name, beside):
     for method, row in test[1]["methods"].items():
         cost = report["cost"].get(keys.get(method), {}).get("tokens")
         rows = [(method, row)]
-        if keys.get(method) == "trained" and beside:
-            other = json.loads((ROOT / "results" / beside[0] / "report.json").read_text(encoding="utf-8"))
-            rows.append((f"{method}, {beside[1]}", other["sets"][test[0]]["methods"][method]))
+        for other, title in beside if keys.get(method) == "trained" else []:
+            theirs = json.loads((ROOT / "results" / other / "report.json").read_text(encoding="utf-8"))
+            rows.append((f"{method}, {title}", theirs["sets"][test[0]]["methods"][method]))
         for title, r in rows:
             tokens = "" if cost is None else f"{cost:.1f}"
             lines.append(f"| {title} | " + " | ".join(cell(r, c) for c in COLUMNS) + f" | {tokens} |")
@@ -86,7 +87,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("name", help="folder to write under results/, and the marker in README.md")
-    parser.add_argument("--beside", nargs=2, metavar=("NAME", "TITLE"), help="a published run to show beside this one")
+    parser.add_argument("--beside", nargs=2, action="append", default=[], metavar=("NAME", "TITLE"),
+                        help="a published run to show beside this one")  # fmt: skip
     args = parser.parse_args()
     target = ROOT / "results" / args.name
     target.mkdir(parents=True, exist_ok=True)

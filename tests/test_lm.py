@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -14,6 +15,7 @@ from tokenizers import pre_tokenizers
 
 import lm as language
 import prefix
+import toy
 from lm import _pick, completion_logprobs, embed, sample, seed_of, stop_ids
 from lora import LoRA, adapter, add_lora, load_adapter, save_adapter
 from prefix import Read
@@ -470,6 +472,9 @@ def test_text_that_goes_on_has_no_blank_of_its_own(make_tokenizer):
     assert tokenizer.convert_ids_to_tokens(lm.encode(":ab")) == ["▁", ":", "a", "b"]
     assert tokenizer.convert_ids_to_tokens(lm.proceed(":ab")) == [":", "a", "b"]
     assert tokenizer.convert_ids_to_tokens(lm.proceed(" 7%")) == ["▁", "7", "%"]
+    toy_like = language.LM(None, toy.tokenizer(SimpleNamespace(subject=["Zorva"])), "one token a word")
+    for text in ("\nConfidence:", "Confidence:", " 75%"):
+        assert toy_like.proceed(text) == toy_like.encode(text)
     plain = language.LM(None, make_tokenizer(), "joins '.' and the end of a line")
     for text in ("\nab", " ab", ".\nab", "\n\nab"):
         assert plain.proceed(text) == plain.encode(text)
