@@ -124,7 +124,7 @@ def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     draw = corpus(world, tok)
-    # a fact is one row of the embedding, seen a few dozen times in all: it needs the larger steps
+    # a fact is one row of the embedding, seen about a hundred times in all: it needs the larger steps
     embedding = [model.transformer.wte.weight]
     others = [p for p in model.parameters() if p is not embedding[0]]
     optimizer = torch.optim.AdamW(
