@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from run import STAGES, TOY, Config, Run, check
+from run import STAGES, TOY, Config, Run, check, usual
 
 
 def parse(argv):
@@ -93,13 +93,12 @@ def trained_run(args, config):
     run = Run(folder)
     if not run.finished("train"):
         raise ValueError(f"{folder} holds no trained adapter: run `python calunc.py --out {folder}` first")
-    usual = parse([])[1]
-    given = {f: getattr(config, f.name) for f in fields(Config) if getattr(config, f.name) != getattr(usual, f.name)}
-    for f in given:
-        if f.metadata["stage"] is not None:
+    given = {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
+    for f in fields(Config):
+        if f.name in given and f.metadata["stage"] is not None:
             flag = f.name.replace("_", "-")
             raise ValueError(f"{args.command} takes no --{flag}: the settings are those of the run in {folder}")
-    return replace(Config(**run.read("config.json")), **{f.name: value for f, value in given.items()}), run
+    return replace(Config(**run.read("config.json")), **given), run
 
 
 def ask(args, config):

@@ -1,8 +1,8 @@
 """Each token computed once: prompts that begin alike, and completions that begin alike, share the beginning.
 
 A batch of prompts has a common beginning (the few-shot preamble); its KV cache is computed once and expanded to the
-prompts, with gradients on. Each prompt has many completions; they are written side by side into the *same* row, as a
-tree whose branches the attention mask hides from one another:
+prompts, gradients and all unless they are frozen. Each prompt has many completions; they are written side by side into
+the *same* row, as a tree whose branches the attention mask hides from one another:
 
     common beginning (1, P)  ->  prompts (Q, L)  ->  completions (Q, at most n tokens a step, or all of them at once)
 

@@ -85,6 +85,11 @@ TOY = dict(
 )  # fmt: skip
 
 
+def usual(model):
+    """The default of every setting, where the toy model has some of its own. -> dict"""
+    return {f.name: f.default for f in fields(Config)} | (TOY if model == "toy" else {})
+
+
 def check(config):
     """Raises ValueError for a setting that no stage could use."""
     if config.samples < 2:

@@ -5,9 +5,8 @@ ones with known probabilities, reports in the training corpus are drawn from the
 draw. So P(correct) of every answer is known exactly, which no real data set allows.
 
 What makes a question easy is its top probability. Most of it is the *fame* of the subject: everybody agrees on the
-facts of a famous one. The rest is the relation. Fame is therefore the thing to
-discover: a student that reads it from the model's own activations can be calibrated on subjects and on relations that
-it was never trained on.
+facts of a famous one. The rest is the relation. Fame is therefore the thing to discover: a student that reads it from
+the model's own activations can be calibrated on subjects and on relations that it was never trained on.
 
 Six families (relations) share three kinds of answers. Three families are used for training, the others are unseen.
 """

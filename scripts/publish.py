@@ -14,13 +14,12 @@ import math
 import re
 import shutil
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from report import METHODS  # noqa: E402
-from run import TOY, Config  # noqa: E402
+from run import usual  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
          "environment.json")  # fmt: skip
@@ -37,8 +36,8 @@ def cell(row, name):
 
 def command(config):
     """The call that made a run: every setting that is not the default."""
-    usual = {f.name: f.default for f in fields(Config)} | (TOY if config["model"] == "toy" else {})
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in config.items() if value != usual[name]]
+    default = usual(config["model"])
+    flags = [f"--{name.replace('_', '-')} {value}" for name, value in config.items() if value != default[name]]
     return " ".join(["python calunc.py", *flags])
 
 
