@@ -10,6 +10,7 @@ and is skipped when its own are there and were made with the same settings.
 """
 
 import argparse
+import gc
 import itertools
 import os
 import sys
@@ -64,11 +65,13 @@ def pipeline(args, config):
         questions = stages.load_questions(config) if "sample" in todo else None
         if config.embedder != "self":
             stages.lm.find(config.embedder)
-        model, prompt = stages.load_model(config, run)
+        model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
+        gc.freeze()  # so that the garbage collector does not look through all of torch again and again
+        loading = time.perf_counter() - start
         run.folder.mkdir(parents=True, exist_ok=True)
         run.start(todo[0])
         run.write("config.json", asdict(config))
-        run.write("environment.json", stages.report.environment(model.device))
+        run.write("environment.json", stages.report.environment(model.model))
         work = {
             "sample": lambda: stages.sample(config, run, model, prompt, questions),
             "calibrate": lambda: stages.calibrate(config, run, model, prompt),
@@ -77,10 +80,10 @@ def pipeline(args, config):
         }
     for stage in todo:
         run.start(stage)
+        start = time.perf_counter()
         work[stage]()
-        now = time.perf_counter()
-        run.finish(stage, config, now - start)  # the first one pays for the loading of the model
-        start = now
+        run.finish(stage, config, loading, time.perf_counter() - start, model.work.take())
+        loading = 0.0
     if args.command == "eval":
         print("\n" + run.path("report.md").read_text(encoding="utf-8"))
         pictures = ", ".join(sorted(p.name for p in run.folder.glob("*.png")))

@@ -24,6 +24,7 @@ per-answer weights, because each sample already counts once per draw.
 import numpy as np
 
 KERNELS = ("rbf", "cosine")
+CHUNK = 2**18  # numbers at a time
 
 
 def gram(embeddings, kernel="rbf", gamma=1.0):
@@ -43,17 +44,31 @@ def gram(embeddings, kernel="rbf", gamma=1.0):
     e = np.asarray(embeddings, dtype=np.float64)
     if e.ndim < 2 or 0 in e.shape[-2:]:
         raise ValueError(f"embeddings must have shape (..., n, d) with n, d >= 1, not {e.shape}")
-    largest = np.abs(e).max(axis=-1, keepdims=True)  # (..., n, 1)
-    if not (np.isfinite(largest) & (largest > 0)).all():
-        raise ValueError("an embedding is zero or non-finite, so it has no direction")
-    e = e / largest  # first, so that squaring can neither overflow nor vanish
-    e = e / np.linalg.norm(e, axis=-1, keepdims=True)
-    k = e @ np.swapaxes(e, -1, -2)  # (..., n, n) cosines
+    with np.errstate(over="ignore", invalid="ignore"):
+        k = e @ np.swapaxes(e, -1, -2)  # (..., n, n) inner products
+    norm = np.sqrt(np.diagonal(k, axis1=-2, axis2=-1))  # (..., n)
+    if not ((norm > 1e-100) & (norm < 1e100)).all():  # squares overflowed, vanished, or there is no direction
+        largest = np.abs(e).max(axis=-1, keepdims=True)  # (..., n, 1)
+        if not (np.isfinite(largest) & (largest > 0)).all():
+            raise ValueError("an embedding is zero or non-finite, so it has no direction")
+        return gram(e / largest, kernel, gamma)
+    k = k / (norm[..., :, None] * norm[..., None, :])  # (..., n, n) cosines
     if kernel == "rbf":
         k = np.exp(-gamma * np.maximum(2 - 2 * k, 0))  # |ei - ej|^2 = 2 - 2 cos for unit vectors
     i = np.arange(e.shape[-2])
     k[..., i, i] = 1.0  # exactly, not up to rounding
     return k
+
+
+def entropies(embeddings, kernel="rbf", gamma=1.0):
+    """von_neumann(gram(...)) of many questions. (N, n, d) -> (N,) float64, in nats; N at least 1.
+
+    In chunks that fit a processor's cache: no more memory than the embeddings have, and several times the speed.
+    Raises ValueError as `gram` does.
+    """
+    rows = max(1, CHUNK // (np.size(embeddings[0]) or 1))
+    chunks = (embeddings[i : i + rows] for i in range(0, len(embeddings), rows))
+    return np.concatenate([von_neumann(gram(chunk, kernel, gamma)) for chunk in chunks])
 
 
 def von_neumann(gram):

@@ -8,7 +8,7 @@ its samples do not come from softmax(logits / temperature).
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from cost import Size, Work
 from lora import adapter
-from prefix import Read, check_context, chunks, feed, tree_of
+from prefix import LOGITS, Read, check_context, chunks, feed, tree_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class LM:
     model: nn.Module
     tokenizer: object
     name: str
+    work: Work = field(default_factory=Work)  # counts what it costs
 
     @property
     def device(self):
@@ -161,19 +163,27 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None):
 
 def _after_heads(rows, prompts, heads):
     """Feed what the completions begin with. -> logits (R, S, V) after each different head, and whose head it is"""
-    trees = [tree_of(row) for row in heads]
-    packed = torch.cat([rows.last, feed(rows, prompts, trees)], dim=1)
-    groups = [{tuple(h): [c for c, x in enumerate(row) if x == h] for h in row} for row in heads]
+    groups, trees = [], []
+    for row in heads:
+        group = {}
+        for c, head in enumerate(row):
+            group.setdefault(tuple(head), []).append(c)
+        tree = tree_of(row)
+        groups.append(group)
+        trees.append({x: tree[x] for x in [x for x in tree if x not in group] + [x for x in group if x]})
     width = max(map(len, groups))
-    column = torch.zeros(len(prompts), width, dtype=torch.long, device=packed.device)
-    for r, (tree, group) in enumerate(zip(trees, groups, strict=True)):
-        place = {x: packed.shape[1] - len(tree) + i for i, x in enumerate(tree)}
-        column[r, width - len(group) :] = torch.tensor([place.get(h, 0) for h in group])
+    packed = torch.cat([rows.last, feed(rows, prompts, trees, keep=width)], dim=1)
+    columns = []
+    for group in groups:
+        ends = [x for x in group if x]
+        place = {x: packed.shape[1] - len(ends) + i for i, x in enumerate(ends)}
+        columns.append([0] * (width - len(group)) + [place.get(x, 0) for x in group])  # 0: after the empty head
+    column = torch.tensor(columns, device=packed.device)  # (R, S)
     logits = packed.gather(1, column[:, :, None].expand(-1, -1, packed.shape[2]))
     return logits, [list(group.values()) for group in groups]
 
 
-def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=False):
+def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=False, given=0):
     """log π(token | prompt, earlier tokens) of every completion token, at the temperature it was sampled with.
 
     prompts: Q lists of token ids, or a prefix.Read of them; completions: Q lists of lists of token ids. Returns logp
@@ -182,45 +192,60 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=Fal
     beginning of all prompts, each prompt, and the beginnings that completions of a group have in common, each computed
     once. Nothing flows through a frozen prompt, and the first token after it is the base model's alone.
     recompute: keep no activations and compute each chunk again in the backward pass (gradient checkpointing).
+    given: so many first tokens of each completion were nobody's choice; they get no log-probability and no mask.
     """
-    # the last token of a completion predicts nothing that we need
-    trees = [tree_of([x[:-1] for x in group]) for group in completions]
+    distinct = [list(dict.fromkeys(map(tuple, group))) for group in completions]  # equal ones are scored once
+    # the last token of a completion predicts nothing that we need; what predicts something comes last in the tree
+    trees = []
+    for group in distinct:
+        tree = tree_of([x[:-1] for x in group])
+        trees.append({x: tree[x] for x in sorted(tree, key=lambda x: len(x) >= given)})
     length = max(len(x) for group in completions for x in group)
     read = prompts if isinstance(prompts, Read) else Read(lm, prompts)
     prompts = read.prompts
 
     def score(chunk):
-        """logp of the completions of some of the prompts, (B', T)."""
-        rows = read.rows(chunk, max(map(len, completions)))
-        logits, grown = rows.last, [trees[q] for q in chunk]  # (R, 1, V) predicts every first token
+        """logp of the different completions of some of the prompts, (D, T)."""
+        rows = read.rows(chunk, max(len(distinct[q]) for q in chunk))
+        logits, grown = [], [trees[q] for q in chunk]
+        if not given:
+            logits.append(rows.last)  # (R, 1, V) predicts every first token
         if any(grown):
-            logits = torch.cat([logits, feed(rows, [prompts[q] for q in chunk], grown)], dim=1)  # (R, 1 + W, V)
-        logits = logits.float() / temperature
-        places = []  # row, column and token of each log-probability; those beyond a completion's end are not used
+            keep = max(sum(len(x) >= given for x in tree) for tree in grown)
+            logits.append(feed(rows, [prompts[q] for q in chunk], grown, max(keep, 1)))
+        logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]  # (R, W, V)
+        logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1, dtype=torch.float32)
+        places = []  # row, column and token of each log-probability; the mask hides those of no use
         for r, (q, tree) in enumerate(zip(chunk, grown, strict=True)):
-            column = {x: logits.shape[1] - len(tree) + i for i, x in enumerate(tree)}
-            for x in completions[q]:
-                at = [(r, column.get(tuple(x[:i]), 0), token) for i, token in enumerate(x)]
+            column = {x: max(logp.shape[1] - len(tree) + i, 0) for i, x in enumerate(tree)}
+            for x in distinct[q]:
+                at = [(r, column.get(x[:i], 0), token) for i, token in enumerate(x)]
                 places.append(at + [(r, 0, 0)] * (length - len(x)))
-        row, column, token = torch.tensor(places, device=lm.device).unbind(-1)  # (B', T) each
-        return logits[row, column, token] - logits.logsumexp(-1)[row, column]
+        row, column, token = torch.tensor(places, device=lm.device).unbind(-1)  # (D, T) each
+        return logp[row, column, token]
 
-    logp = [None] * len(prompts)
-    for chunk in chunks([len(p) - read.shared + len(tree) for p, tree in zip(prompts, trees, strict=True)]):
-        part = checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk)
-        for q, rows in zip(chunk, part.split([len(completions[q]) for q in chunk]), strict=True):
-            logp[q] = rows
-    mask = [[1] * len(x) + [0] * (length - len(x)) for group in completions for x in group]
-    mask = torch.tensor(mask, device=lm.device)
-    return torch.cat(logp) * mask, mask
+    scored, row, at = [], 0, {}
+    sizes = [len(tree) + (0 if read.frozen else len(p) - read.shared) for p, tree in zip(prompts, trees, strict=True)]
+    for chunk in chunks(sizes, LOGITS // lm.model.config.get_text_config().vocab_size):
+        scored.append(checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk))
+        for q in chunk:
+            at[q] = {x: row + i for i, x in enumerate(distinct[q])}
+            row += len(distinct[q])
+    logp = torch.cat(scored)[[at[q][tuple(x)] for q, group in enumerate(completions) for x in group]]  # (B, T)
+    lengths = torch.tensor([len(x) for group in completions for x in group], device=lm.device)
+    token = torch.arange(length, device=lm.device)
+    mask = ((token >= given) & (token < lengths[:, None])).long()  # (B, T)
+    return logp * mask, mask
 
 
 # ---- sentence embeddings ----------------------------------------------------------------------------------------
 
 
 def load_embedder(name_or_path, lm):
-    """A sentence encoder by hub id or folder; "self" is the language model itself."""
-    return lm if name_or_path == "self" else load(name_or_path, lm.device, auto_class=AutoModel)
+    """A sentence encoder by hub id or folder; "self" is the language model itself. Its work counts as the model's."""
+    if name_or_path == "self":
+        return lm
+    return replace(load(name_or_path, lm.device, auto_class=AutoModel), work=lm.work)
 
 
 @torch.no_grad()
@@ -228,7 +253,8 @@ def embed(embedder, texts, batch_size=256):
     """Sentences -> (N, d) float32 numpy array of unit length: the mean of the last hidden states over the tokens."""
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
-    blank = " " if embedder.model.get_output_embeddings() is not None else ""
+    causal = embedder.model.get_output_embeddings() is not None
+    blank = " " if causal else ""
     found = {}
     for i in tqdm(range(0, len(unique), batch_size), desc="embedding", unit="batch", disable=len(unique) <= batch_size):
         batch = unique[i : i + batch_size]
@@ -239,6 +265,8 @@ def embed(embedder, texts, batch_size=256):
         padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)
         with adapter(embedder, False):
             hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
+            pairs = sum(len(x) * (len(x) + 1) // 2 if causal else len(x) ** 2 for x in ids)
+            embedder.work.forward(Size.of(embedder.model), sum(map(len, ids)), pairs)
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         found.update(zip(batch, F.normalize(mean, dim=-1).cpu(), strict=True))
     return torch.stack([found[text] for text in texts]).numpy()

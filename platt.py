@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+CHUNK = 2**15  # scores at a time
+
 
 @dataclass(frozen=True)
 class Platt:
@@ -154,30 +156,43 @@ def _log_odds(p):
     return float(np.log(p / (1 - p)))
 
 
-def _loss(z, t, a, b):
-    """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats."""
-    x = a * z + b
-    return np.mean(np.where(x >= 0, (1 - t) * x, -t * x) + np.log1p(np.exp(-np.abs(x))))
+def _expand(z, t, theta):
+    """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats, its gradient (2,) and its Hessian (2, 2).
+
+    In chunks that stay in a processor's cache.
+    """
+    total = np.zeros(6)
+    for i in range(0, len(z), CHUNK):
+        z_, t_ = z[i : i + CHUNK], t[i : i + CHUNK]
+        x = theta[0] * z_ + theta[1]
+        e = np.exp(-np.abs(x))
+        larger = 1 / (1 + e)  # of p and 1 - p
+        p = np.where(x >= 0, larger, e * larger)
+        loss = np.where(x >= 0, (1 - t_) * x, -t_ * x) + np.log1p(e)
+        residual, weight = p - t_, e * larger**2  # p (1 - p)
+        total += [loss.sum(), residual @ z_, residual.sum(), (weight * z_) @ z_, weight @ z_, weight.sum()]
+    loss, g_a, g_b, h_aa, h_ab, h_bb = total / len(z)
+    return loss, np.array([g_a, g_b]), np.array([[h_aa, h_ab], [h_ab, h_bb]])
 
 
 def _newton(z, t):
-    """argmin over (a, b) of _loss, a convex function. z, t (N,) -> (2,)."""
-    design = np.stack([z, np.ones_like(z)], axis=1)  # (N, 2)
+    """argmin over (a, b) of the cross-entropy, a convex function. z, t (N,) -> (2,)."""
     theta = np.array([0.0, _log_odds(t.mean())])  # the best constant
+    loss, gradient, hessian = _expand(z, t, theta)
     for _ in range(200):
-        p = sigmoid(design @ theta)
-        gradient = design.T @ (p - t) / len(z)
-        hessian = design.T @ (design * (p * (1 - p))[:, None]) / len(z)
-        hessian += 1e-12 * np.trace(hessian) * np.eye(2)  # for the solve alone: it does not move the optimum
-        step = -np.linalg.solve(hessian, gradient)
+        # the ridge is for the solve alone: it does not move the optimum
+        step = -np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(2), gradient)
         descent = -gradient @ step  # twice the expected decrease of the loss
         if descent < 1e-22:
             return theta
-        loss, rate = _loss(z, t, *theta), 1.0
-        # 1e-15 because near the optimum the decrease drowns in the rounding of the loss
-        while _loss(z, t, *(theta + rate * step)) > loss - 1e-4 * rate * descent + 1e-15 and rate > 1e-10:
+        rate = 1.0
+        while True:
+            new, *slopes = _expand(z, t, theta + rate * step)
+            # 1e-15 because near the optimum the decrease drowns in the rounding of the loss
+            if new <= loss - 1e-4 * rate * descent + 1e-15 or rate < 1e-10:
+                break
             rate /= 2
-        theta = theta + rate * step
+        theta, loss, (gradient, hessian) = theta + rate * step, new, slopes
     raise ValueError("Newton's method did not converge on these scores")
 
 

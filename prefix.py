@@ -18,9 +18,10 @@ import copy
 import torch
 from transformers import DynamicCache
 
+from cost import Size
 from lora import adapter
 
-CHUNK = 512  # tokens scored at once: enough to keep a processor busy, and few enough logits to hold
+LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
 
 
 def check_context(lm, prompts, more=0):
@@ -113,6 +114,11 @@ class Rows:
             for t, completions in enumerate(row, start=width - len(row)):
                 mine[r, t, completions] = True
         reader = pad([[group[0] for group in row] for row in members])  # (Q, T), one member speaks for the others
+        work = self.lm.work
+        cost = dict(
+            size=Size.of(self.lm.model), tokens=sum(map(len, ids)), pairs=sum(p + 1 for row in position for p in row),
+            logits=sum(min(len(x), keep or len(x)) for x in ids),
+        )  # fmt: skip
         ids, position = pad(ids), pad(position)
         self.members = torch.cat([self.members, mine.to(ids.device)], dim=1)  # (Q, C, n)
         self.position = torch.cat([self.position, position], dim=1)  # (Q, C)
@@ -132,34 +138,44 @@ class Rows:
             near = mask(visible & (position[:, :, None] - self.position[:, None] < window))
             mixed = getattr(config, "layer_types", None)
             masks = {"full_attention": masks, "sliding_attention": near} if mixed else near
-        return model(
+        # an index, because a slice of the hidden states would not be contiguous, which is slow
+        kept = torch.arange(width - keep if 0 < keep < width else 0, width, device=ids.device)
+        logits = model(
             input_ids=ids, attention_mask=masks, position_ids=position, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=keep,
+            use_cache=True, logits_to_keep=kept,
         ).logits  # fmt: skip
+        work.forward(**cost)
+        keys = self.cache.layers[0].keys
+        if keys.requires_grad:
+            keys.register_hook(lambda _: work.backward(**cost))
+        return logits
 
 
 def tree_of(completions):
-    """Completions of one prompt -> {beginning: the completions that have it}; parents before children."""
-    tree = {}
+    """Completions of one prompt -> {beginning: the completions that have it}"""
+    tree, same = {}, {}
     for c, x in enumerate(completions):
+        same.setdefault(tuple(x), []).append(c)
+    for x, members in same.items():
         for i in range(1, len(x) + 1):
-            tree.setdefault(tuple(x[:i]), []).append(c)
+            tree.setdefault(x[:i], []).extend(members)
     return tree
 
 
-def feed(rows, prompts, trees):
-    """Extend each row by the last tokens of the beginnings in its tree. -> logits (Q, W, V), padded in front"""
+def feed(rows, prompts, trees, keep=0):
+    """Extend each row by the last tokens of the beginnings in its tree, in any order: what a token sees is decided by
+    the mask. -> logits (Q, W, V), or of the last `keep` of them, padded in front"""
     return rows.extend(
         [[x[-1] for x in tree] for tree in trees], [list(tree.values()) for tree in trees],
-        [[len(p) + len(x) - 1 for x in tree] for p, tree in zip(prompts, trees, strict=True)],
+        [[len(p) + len(x) - 1 for x in tree] for p, tree in zip(prompts, trees, strict=True)], keep,
     )  # fmt: skip
 
 
-def chunks(sizes):
-    """Indices of rows of similar size, at most CHUNK tokens with the padding; the longest first."""
+def chunks(sizes, limit):
+    """Indices of rows of similar size, at most `limit` tokens with the padding or one row; longest first."""
     chunks = []
     for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        if not chunks or sizes[chunks[-1][0]] * (len(chunks[-1]) + 1) > CHUNK:
+        if not chunks or sizes[chunks[-1][0]] * (len(chunks[-1]) + 1) > limit:
             chunks.append([])
         chunks[-1].append(i)
     return chunks

@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from cost import matmul_flops
 from eval import auroc, bootstrap, ece, metrics, spearman, table, with_missing
 
 # field of a row -> name in the tables
@@ -26,11 +27,12 @@ METHODS = {
 }
 
 
-def environment(device):
-    """What the numbers were made on."""
+def environment(model):
+    """What the numbers were made on, and how fast it multiplies matrices."""
     packages = ("torch", "transformers", "numpy", "datasets")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
-    machine = {"machine": platform.machine(), "cores": cores, "device": str(device)}
+    machine = {"machine": platform.machine(), "cores": cores, "device": str(model.device),
+               "matmul_gflops": round(matmul_flops(model.device, model.dtype) / 1e9, 1)}  # fmt: skip
     return {"python": sys.version.split()[0], **machine} | {name: version(name) for name in packages}
 
 
@@ -46,7 +48,7 @@ def teacher_cost(samples):
     }
 
 
-def build(rows, fit, log, cost, config, environment):
+def build(rows, fit, log, cost, stages, config, environment):
     """Everything that the report says, as plain JSON values.
 
     rows: a dict for each held-out question with part, family, correct, entropy, truth and one confidence for each of
@@ -58,6 +60,7 @@ def build(rows, fit, log, cost, config, environment):
     return {
         "sets": sets,
         "cost": cost,
+        "stages": stages,
         "platt": {"a": fit.a, "b": fit.b, "fingerprint": fit.fingerprint},
         "training": {"first": log[0], "last": log[-1]} if log else {},
         "warnings": [*(f"Platt scaling: {w}" for w in fit.warnings), *_warnings(sets, log)],
@@ -160,6 +163,13 @@ def markdown(report):
     lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
     for name, c in report["cost"].items():
         lines.append(f"| {METHODS.get(name, 'Answer alone')} | {c['tokens']:.1f} | {c['seconds']:.3f} |")
+    lines += ["", "## Cost of each stage", "", "| | Seconds | Tokens read | GFLOP | GFLOP/s | of a matrix product |",
+              "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    peak = report["environment"]["matmul_gflops"]
+    for name, stage in report["stages"].items():
+        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.1)
+        lines.append(f"| {name} | {stage['seconds']:.0f} | {stage['tokens']:,} | {stage['flops'] / 1e9:,.0f} | "
+                     f"{speed:.1f} | {speed / peak:.2f} |")  # fmt: skip
     p, c = report["platt"], report["config"]
     lines += ["", "## Settings", "", f"Platt scaling: P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f}).",
               f"Grader: {c['grader']}. Model: {c['model']}. Questions: {c['dataset']}. Seed: {c['seed']}.",

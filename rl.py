@@ -105,6 +105,7 @@ class Rollouts:
     """Q questions, G completions each: their prompts, token ids, which tokens were the model's choice, and c."""
 
     prompts: Read  # by the base model
+    given: int  # tokens that each completion begins with: "Confidence:"
     completions: list  # Q lists of G lists of token ids, where the adapter is on
     actions: list  # the same shape, 1 where the token was sampled and 0 where it was forced
     confidence: list  # Q lists of G, a float in [0, 1] or None
@@ -141,7 +142,7 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_to
     extend(numbers, 1)
     stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
     confidence = [[stated[tuple(t)] for t in row] for row in numbers]
-    return Rollouts(read, completions, actions, confidence)
+    return Rollouts(read, len(turns[0]), completions, actions, confidence)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -212,11 +213,9 @@ class Optimizer:
 
 def batch_of(step, n, size, seed):
     """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
-    picked = []
-    for i in range(step * size, (step + 1) * size):
-        epoch, place = divmod(i, n)
-        picked.append(int(np.random.default_rng([seed, epoch]).permutation(n)[place]))
-    return picked
+    places = range(step * size, (step + 1) * size)
+    order = {e: np.random.default_rng([seed, e]).permutation(n) for e in {i // n for i in places}}
+    return [int(order[i // n][i % n]) for i in places]
 
 
 def warm_up(lm, prompt, items, config, optimizer):
@@ -229,11 +228,8 @@ def warm_up(lm, prompt, items, config, optimizer):
     completions = [[turn + number] for turn, number in zip(turns, numbers, strict=True)]
     with optimizer.autocast():
         read = Read(lm, list(prompts), frozen=True)
-        logp, mask = completion_logprobs(lm, read, completions, recompute=config.recompute)
-    number = mask.clone()
-    for row, turn in enumerate(turns):
-        number[row, : len(turn)] = 0
-    loss = -(logp * number).sum() / number.sum()
+        logp, mask = completion_logprobs(lm, read, completions, recompute=config.recompute, given=len(turns[0]))
+    loss = -(logp * mask).sum() / mask.sum()
     optimizer.backward(loss)
     optimizer.step()
     return loss.item()
@@ -254,7 +250,9 @@ def update(lm, batch, advantages, config, optimizer):
     old, stats = {}, {}
 
     def logprobs(i, **kwargs):
-        return completion_logprobs(lm, prompts[i], batch.completions[parts[i]], config.temperature, **kwargs)
+        return completion_logprobs(
+            lm, prompts[i], batch.completions[parts[i]], config.temperature, given=batch.given, **kwargs
+        )
 
     for number in range(config.updates):
         totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
@@ -263,10 +261,10 @@ def update(lm, batch, advantages, config, optimizer):
                 old = {i: logprobs(i)[0] for i in parts}
         for i, part in parts.items():
             with optimizer.autocast():
-                logp, mask = logprobs(i, recompute=config.recompute)  # (B, T)
-            actions = torch.zeros_like(mask)
-            for row, a in enumerate(a for g in batch.actions[part] for a in g):
-                actions[row, : len(a)] = torch.tensor(a)
+                logp, _ = logprobs(i, recompute=config.recompute)  # (B, T)
+            length = logp.shape[1]
+            rows = [a + [0] * (length - len(a)) for group in batch.actions[part] for a in group]
+            actions = torch.tensor(rows, device=lm.device)  # (B, T)
             advantage = torch.as_tensor(advantages[part].reshape(-1), device=lm.device)  # (B,)
             # with one update the ratio is 1 in value, and still carries the gradient
             loss, of_part = policy_loss(logp, old.get(i, logp.detach()), advantage, actions, config.clip, size)

@@ -81,7 +81,7 @@ class Config:
 TOY = dict(
     dataset="toy",
     platt_questions=100, train_questions=1400, test_questions=600, ood_questions=600, answer_tokens=4, sample_batch=200,
-    gamma=16.0, steps=500, questions=64, rollouts=32, lr=4e-3,
+    gamma=16.0, steps=500, questions=64, lr=4e-3,
 )  # fmt: skip
 
 
@@ -130,27 +130,35 @@ class Run:
         temporary.write_text(value, encoding="utf-8")
         os.replace(temporary, self.path(name))
 
+    def append(self, name, row):
+        """One more line of a JSONL file; a crash leaves the lines before it whole."""
+        with self.path(name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+
     def read(self, name):
         path = self.path(name)
         return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
     def done(self, stage, config):
         """Was this stage finished with these settings, and is all of it still there?"""
-        return self.finished(stage) and self._stages()[stage]["key"] == key(stage, config)
+        return self.finished(stage) and self.stages()[stage]["key"] == key(stage, config)
 
     def start(self, stage):
         """From here on the files of this stage and the later ones must not pass for finished."""
         earlier = STAGES[: STAGES.index(stage)]
-        self.write("stages.json", {name: entry for name, entry in self._stages().items() if name in earlier})
+        self.write("stages.json", {name: entry for name, entry in self.stages().items() if name in earlier})
 
-    def finish(self, stage, config, seconds):
-        self.write("stages.json", self._stages() | {stage: {"key": key(stage, config), "seconds": round(seconds, 1)}})
+    def finish(self, stage, config, loading, seconds, work):
+        """Note that the stage is finished, and what it cost. loading: seconds that the call spent before it."""
+        entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
+        self.write("stages.json", self.stages() | {stage: entry})
 
     def finished(self, stage):
         """Was this stage finished, with the settings that it was started with?"""
-        return stage in self._stages() and all(self.path(name).exists() for name in FILES[stage])
+        return stage in self.stages() and all(self.path(name).exists() for name in FILES[stage])
 
-    def _stages(self):
+    def stages(self):
+        """The stages that are finished, and what each of them cost. -> {stage: dict}"""
         return self.read("stages.json") if self.path("stages.json").exists() else {}
 
 

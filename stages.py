@@ -109,15 +109,14 @@ def sample(config, run, model, prompt, questions):
         ids = [prompts[part, q.id] for part, q in batch]
         drawn = lm.sample(model, ids, temperatures, config.answer_tokens, stop, seeds)
         seconds = (time.perf_counter() - start) / len(batch)
-        with partial.open("a", encoding="utf-8") as file:
-            for (part, q), completions in zip(batch, drawn, strict=True):
-                texts = [data.clean_answer(model.decode(c)) for c in completions]
-                row = rows[part, q.id] = {
-                    "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
-                    "answer_tokens": len(completions[0]), "sample_tokens": sum(map(len, completions[1:])),
-                    "seconds": seconds,
-                }  # fmt: skip
-                file.write(json.dumps(row) + "\n")
+        for (part, q), completions in zip(batch, drawn, strict=True):
+            texts = [data.clean_answer(model.decode(c)) for c in completions]
+            rows[part, q.id] = {
+                "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
+                "answer_tokens": len(completions[0]), "sample_tokens": sum(map(len, completions[1:])),
+                "seconds": seconds,
+            }  # fmt: skip
+            run.append(partial.name, rows[part, q.id])
         bar.update(len(batch))
     bar.close()
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
@@ -143,7 +142,7 @@ def calibrate(config, run, model, prompt):
     embedder = lm.load_embedder(config.embedder, model)
     texts = [text for row in rows for text in row["samples"]]
     embeddings = lm.embed(embedder, texts).reshape(len(rows), config.samples, -1)  # (N, n, d)
-    score = entropy.von_neumann(entropy.gram(embeddings, config.kernel, config.gamma))  # (N,)
+    score = entropy.entropies(embeddings, config.kernel, config.gamma)  # (N,)
     correct = np.array([data.grade(row["answer"], row["answers"], config.grader) for row in rows])
 
     # the questions of Platt's part are in every fit; those for stage 3 are scored by fits that did not see them
@@ -180,17 +179,11 @@ def train(config, run, model, prompt):
         clip=config.clip, kl=config.kl, max_grad_norm=config.max_grad_norm, micro_batch=config.micro_batch,
         recompute=config.recompute == "on", warmup=config.warmup, amp=config.amp, seed=config.seed,
     )  # fmt: skip
-    log = []
-
-    def on_step(record):
-        log.append(record)
-        run.write("metrics.jsonl", log)
-
     def reward(confidence, target):
         return rl.calibration_reward(confidence, target, config.tolerance)
 
-    run.write("metrics.jsonl", log)
-    rl.train(model, prompt, items, reward, settings, on_step)
+    run.write("metrics.jsonl", [])
+    rl.train(model, prompt, items, reward, settings, lambda record: run.append("metrics.jsonl", record))
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     lora.save_adapter(model, run.path("adapter"), turn)
 
@@ -239,7 +232,7 @@ def evaluate(config, run, model, prompt):
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
     fit.check(fingerprint(config, prompt))
     log = run.read("metrics.jsonl")
-    result = report.build(rows, fit, log, cost, config, report.environment(model.device))
+    result = report.build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
     if config.model == "toy":
         with lora.adapter(model, False):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))

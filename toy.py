@@ -113,13 +113,18 @@ def corpus(world, tokenizer):
 
 
 def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
-    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.6M parameters."""
+    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.6M parameters.
+
+    Fifteen batches of sixteen stop at the answer, the one thing in a report that is hard to learn.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tok = tokenizer(world)
     config = GPT2Config(
-        vocab_size=len(tok), n_positions=64, n_embd=width, n_layer=layers, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, initializer_range=0.1, bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id,
+        vocab_size=len(tok), n_positions=64, n_embd=width, n_layer=layers, n_head=4, initializer_range=0.1,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one kernel
+        bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     draw = corpus(world, tok)
@@ -127,15 +132,17 @@ def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
     embedding = [model.transformer.wte.weight]
     others = [p for p in model.parameters() if p is not embedding[0]]
     optimizer = torch.optim.AdamW(
-        [{"params": embedding, "lr": 5 * lr}, {"params": others, "lr": lr}], betas=(0.9, 0.98), weight_decay=0.0
-    )
+        [{"params": embedding, "lr": 5 * lr}, {"params": others, "lr": lr}], betas=(0.9, 0.98), weight_decay=0.0,
+        fused=True,
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="toy: language model", unit="step")
     for step in bar:
         ids = torch.from_numpy(draw(batch, rng))  # (B, 11)
+        end = 11 if step % 16 == 0 else 7
         # which question comes next cannot be learned, and its noise would drown the answer
-        logits = model(input_ids=ids[:, :-1], logits_to_keep=5).logits  # (B, 5, V) from "Answer:" on
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -5:].flatten())
+        logits = model(input_ids=ids[:, : end - 1], logits_to_keep=end - 6).logits  # (B, 1 or 5, V), from "Answer:" on
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 6:end].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -59,7 +59,7 @@ def summary(name, beside):
             tokens = "" if cost is None else f"{cost:.1f}"
             lines.append(f"| {title} | " + " | ".join(cell(r, c) for c in COLUMNS) + f" | {tokens} |")
     lines += _unseen(unseen) if unseen else []
-    seconds = sum(stage["seconds"] for stage in stages.values())
+    seconds = sum(stage["seconds"] + stage.get("loading", 0) for stage in stages.values())
     machine = report["environment"]
     lines += ["", "In brackets: 95% bootstrap intervals. tokens: generated for an answer and its confidence.", "",
               f"```bash\n{command(report['config'])}\n```", "",

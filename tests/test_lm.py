@@ -217,7 +217,7 @@ def test_chunks_and_recomputation_change_nothing(load, monkeypatch, size):
         return logp.detach(), gradient
 
     whole = run()
-    monkeypatch.setattr(prefix, "CHUNK", size)
+    monkeypatch.setattr(language, "LOGITS", size * V)
     for got in (run(), run(recompute=True)):
         for x, y in zip(got, whole, strict=True):
             torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
@@ -238,10 +238,10 @@ def test_recomputation_keeps_no_activations(load):
 
 def test_chunks_hold_every_row_once():
     sizes = [5, 900, 100, 5, 300, 7, 100]
-    found = prefix.chunks(sizes)
+    found = prefix.chunks(sizes, 512)
     assert sorted(sum(found, [])) == list(range(len(sizes)))
     assert found == [[1], [4], [2, 6, 5, 0, 3]]
-    assert all(len(chunk) == 1 or len(chunk) * max(sizes[i] for i in chunk) <= prefix.CHUNK for chunk in found)
+    assert all(len(chunk) == 1 or len(chunk) * max(sizes[i] for i in chunk) <= 512 for chunk in found)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+import platt
 from platt import Platt, cross_fit, fit, sigmoid
 
 
@@ -309,3 +310,11 @@ def test_json_round_trip_is_exact():
         q = Platt.from_json(p.to_json())
         assert q == p and isinstance(q.warnings, tuple)
     Platt.from_json(fit(*planted(50), fingerprint=FINGERPRINT).to_json()).check(FINGERPRINT)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    scores, labels = planted(1000)
+    whole = fit(scores, labels)
+    monkeypatch.setattr(platt, "CHUNK", 7)
+    parts = fit(scores, labels)
+    assert (parts.a, parts.b) == pytest.approx((whole.a, whole.b), rel=1e-9)

@@ -397,7 +397,7 @@ ACTIONS = [
 ]
 
 def rollouts(lm, prompts=PROMPTS, completions=COMPLETIONS, actions=ACTIONS):
-    return Rollouts(Read(lm, prompts, frozen=True), completions, actions, None)
+    return Rollouts(Read(lm, prompts, frozen=True), 0, completions, actions, None)
 
 
 ADVANTAGES = np.random.default_rng(3).normal(size=(3, 4))

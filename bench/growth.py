@@ -1,0 +1,81 @@
+"""How time grows: with questions, samples, group size and prompt length, each doubled three times."""
+
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import lm
+import lora
+import rl
+from bench.setting import MODEL, fewshot_questions, take_turns
+
+QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32, 64), (64, 128, 256, 512)
+
+
+def measure():
+    """-> {panel: {"label", "doubled": [...], "seconds": [...]}}, medians of three"""
+    model = lm.load(MODEL)
+    stop = lm.stop_ids(model, "\n")
+    prompt, questions = fewshot_questions(model, max(QUESTIONS))
+    prompts = [prompt.answer(q.question) for q in questions]
+
+    def sample(ids, n):
+        return lambda: lm.sample(model, ids, [1.0] * n, 16, stop, list(range(len(ids))))
+
+    random = np.random.default_rng(0).integers(1000, 40_000, size=(8, max(LENGTH))).tolist()  # nothing in common
+    panels = {
+        "questions, 10 samples": {n: sample(prompts[:n], 10) for n in QUESTIONS},
+        "samples of 16 questions": {n: sample(prompts[:16], n) for n in SAMPLES},
+        "tokens of 8 prompts without a common beginning": {n: sample([p[:n] for p in random], 10) for n in LENGTH},
+    }
+    found = {label: _medians(functions) for label, functions in panels.items()}
+
+    lora.add_lora(model)
+    config = rl.Config(amp="off", kl=0.03)
+    optimizer, asked = rl.Optimizer(model, config, 1000), [(q.question, q.answers[0]) for q in questions[:8]]
+
+    def step(group):
+        def run():
+            batch = rl.rollout(model, prompt, asked, group, 1.0, list(range(8)))
+            rewards = np.random.default_rng(0).random((8, group))
+            rl.update(model, batch, rl.group_advantages(rewards), config, optimizer)
+
+        return run
+
+    found["rollouts of a group, a step of 8 questions"] = _medians({n: step(n) for n in GROUP})
+    return found
+
+
+def _medians(functions):
+    seconds = take_turns(functions, repetitions=3)
+    return {n: statistics.median(s) for n, s in seconds.items()}
+
+
+def lines(found):
+    """Markdown: each panel with its times and its growth at each doubling."""
+    out = ["| doubled | ×1 | ×2 | ×4 | ×8 | growth at each doubling |", "|---|" + "---:|" * 5]
+    for label, times in found.items():
+        s = list(times.values())
+        cells = [f"{n}: {t:.2f} s" for n, t in times.items()]
+        growth = ", ".join(f"{after / before:.2f}" for before, after in zip(s, s[1:], strict=False))
+        out.append(f"| {label} | " + " | ".join(cells) + f" | {growth} |")
+    return out
+
+
+def draw(found, path):
+    """Time against size, both axes logarithmic, beside a line of slope one."""
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure.suptitle("Seconds against size. Grey: in proportion.", fontsize="medium")
+    for axes, (label, times) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        x, y = np.array(list(times)), np.array(list(times.values()))
+        axes.plot(x, y[-1] * x / x[-1], color="#777777", lw=1)
+        axes.plot(x, y, "o-", color="#0072B2")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set(xticks=x, xticklabels=x, yticks=[], xlabel=label.replace(", ", ",\n"))
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        for at, seconds in zip(x, y, strict=True):
+            axes.annotate(f"{seconds:.1f}", (at, seconds), textcoords="offset points", xytext=(0, 6), fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,154 @@
+"""Sampling, scoring, training and using, with a real model, against what a user would otherwise run."""
+
+import statistics
+import time
+
+import torch
+
+import cost
+import data
+import entropy
+import lm
+import lora
+import rl
+from bench import grpo
+from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_turns
+
+SAMPLES, ANSWER_TOKENS = 10, 16
+
+
+def sampling():
+    """10 answers each to 64 few-shot questions, against transformers' generate(num_return_sequences=10)."""
+    model = lm.load(MODEL)
+    prompt, questions = fewshot_questions(model, 64)
+    prompts = sorted((prompt.answer(q.question) for q in questions), key=len)
+    stop, tokens, tokenizer = lm.stop_ids(model, "\n"), {}, model.tokenizer
+
+    def generate(ids):
+        inputs = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            out = model.model.generate(
+                **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=SAMPLES,
+                max_new_tokens=ANSWER_TOKENS, eos_token_id=sorted(stop), pad_token_id=tokenizer.pad_token_id,
+            )[:, inputs["input_ids"].shape[1] :].tolist()  # fmt: skip
+        lengths = [next((i + 1 for i, t in enumerate(row) if t in stop), len(row)) for row in out]
+        return sum(lengths)
+
+    def peer():  # 80 sequences at a time
+        tokens["peer"] = sum(generate(prompts[i : i + 8]) for i in range(0, len(prompts), 8))
+
+    def ours():
+        drawn = lm.sample(model, prompts, [1.0] * SAMPLES, ANSWER_TOKENS, stop, list(range(len(prompts))))
+        tokens["ours"] = sum(len(c) for row in drawn for c in row)
+
+    seconds = take_turns({"peer": peer, "ours": ours}, warm_up=False)
+    each = {name: [s / tokens[name] for s in seconds[name]] for name in seconds}  # seconds a token
+    row = compared("10 answers each to 64 few-shot questions, tokens per second, generate", "≥ 4x", each)
+    return [row | dict(**seconds, note=f"{tokens['ours']} and {tokens['peer']} tokens")]
+
+
+def scoring():
+    """Log-probabilities and gradients of 4 prompts x 16 sampled completions, adapter on everywhere."""
+    model = lm.load(MODEL)
+    lora.add_lora(model)
+    prompt, questions = fewshot_questions(model, 4)
+    prompts = [sum(prompt.confidence(q.question, q.answers[0]), []) for q in questions]
+    drawn = lm.sample(model, prompts, [1.0] * 16, 6, lm.stop_ids(model, "\n%"), list(range(len(prompts))))
+    found = {}
+
+    def backward(name, logp):
+        logp.sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.model.parameters() if p.requires_grad])
+        found[name] = found.get(name, 0) + gradient
+        model.model.zero_grad()
+
+    def peer():
+        found.pop("peer", None)
+        for p, group in zip(prompts, drawn, strict=True):  # 16 sequences at a time
+            width = max(map(len, group))
+            ids = torch.tensor([p + c + [0] * (width - len(c)) for c in group])
+            mask = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in group])
+            logits = model.model(input_ids=ids, logits_to_keep=width + 1).logits[:, :-1]
+            backward("peer", logits.log_softmax(-1).gather(2, ids[:, len(p) :, None])[..., 0] * mask)
+
+    def ours():
+        found.pop("ours", None)
+        backward("ours", lm.completion_logprobs(model, prompts, drawn)[0])
+
+    seconds = take_turns({"peer": peer, "ours": ours})
+    error = (found["ours"] - found["peer"]).norm() / found["peer"].norm()
+    work = "log-probabilities and gradients of 4 prompts × 16 completions, each prompt repeated"
+    return [compared(work, "≥ 3x", seconds, f"gradients within {error:.0e}, relative")]
+
+
+def group_step():
+    """One GRPO step, against TRL in batches of 16, the fastest that was tried, and of 8, its default.
+
+    Both recompute activations, which is TRL's default too; without, batches of 16 took half as long again.
+    """
+    found = grpo.measure({"ours": ["ours"], "peer": ["trl", "16", "on"]}, 5)
+    lean = grpo.measure({"peer": ["trl", "8", "on"]}, 1)["peer"]
+    rows = [compared("GRPO step, 12 prompts × 16 completions, TRL", "≥ 4x", {k: found[k]["seconds"] for k in found})]
+    ours = found["ours"]["peak"]
+    for size, peer in ((16, found["peer"]), (8, lean)):
+        note = f"{ours:.1f} and {peer['peak']:.1f} GiB, {statistics.median(peer['seconds']):.0f} s"
+        work = f"the same: peak memory, TRL in batches of {size}"
+        rows.append(dict(work=work, target="≤ 1/2", share=ours / peer["peak"], note=note))
+    return rows
+
+
+def training_step():
+    """Useful FLOP/s of the update of a step of 16 questions x 16 rollouts, over that of a matrix product."""
+    model = lm.load(MODEL)
+    lora.add_lora(model)
+    prompt, questions = fewshot_questions(model, 16)
+    config = rl.Config(amp="off", kl=0.03)
+    optimizer = rl.Optimizer(model, config, 1000)
+    batch = rl.rollout(model, prompt, [(q.question, q.answers[0]) for q in questions], 16, 1.0, list(range(16)))
+    advantages = rl.group_advantages(torch.rand(16, 16, generator=torch.Generator().manual_seed(0)))
+    seconds, shares = [], []
+    for repetition in range(6):
+        model.work.take()
+        peak, start = cost.matmul_flops(), time.perf_counter()
+        rl.update(model, batch, advantages, config, optimizer)
+        if repetition:
+            seconds.append(time.perf_counter() - start)
+            shares.append(model.work.take()["flops"] / seconds[-1] / peak)
+    work = "useful FLOP/s of an update, 16 questions × 16 rollouts, of a matrix product's"
+    note = f"{min(shares):.2f} to {max(shares):.2f}"
+    return [dict(work=work, target="≥ 0.5", share=statistics.median(shares), ours=seconds, note=note)]
+
+
+def using():
+    """Answer and confidence, against answer, 10 samples and entropy: what training saves at every question."""
+    model = lm.load(MODEL)
+    lora.add_lora(model)
+    embedder = lm.load_embedder(EMBEDDER, model)
+    prompt, questions = fewshot_questions(model, 48)
+    texts = [q.question for q in questions]
+    stop, seeds, tokens = lm.stop_ids(model, "\n"), list(range(48)), {}
+
+    def answers(temperatures):
+        prompts = [prompt.answer(q) for q in texts]
+        with lora.adapter(model, False):
+            return lm.sample(model, prompts, temperatures, ANSWER_TOKENS, stop, seeds)
+
+    def teacher():
+        drawn = answers([0.0] + [1.0] * SAMPLES)
+        said = [data.clean_answer(model.decode(c)) for row in drawn for c in row[1:]]
+        entropy.entropies(lm.embed(embedder, said).reshape(len(drawn), SAMPLES, -1))
+        tokens["peer"] = sum(len(c) for row in drawn for c in row)
+
+    def student():
+        drawn = answers([0.0])
+        asked = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
+        stated = rl.rollout(model, prompt, asked, 1, 0.0, seeds)
+        tokens["ours"] = sum(len(c) for row in drawn for c in row) + stated.tokens
+
+    seconds = take_turns({"peer": teacher, "ours": student})
+    fewer, note = tokens["peer"] / tokens["ours"], f"{tokens['ours']} and {tokens['peer']} tokens"
+    return [
+        compared("answer and confidence, 48 questions, against answer, 10 samples and entropy", "≥ 3x", seconds),
+        dict(work="the same: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note),
+    ]
