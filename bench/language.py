@@ -17,26 +17,34 @@ from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_tur
 SAMPLES, ANSWER_TOKENS = 10, 16
 
 
+def generate(model, prompts, stop, n, **kwargs):
+    """n completions of each prompt by transformers, 8 prompts at a time. -> lists of token ids, cut after a stop token"""
+    found, tokenizer = [], model.tokenizer
+    for i in range(0, len(prompts), 8):
+        inputs = tokenizer.pad({"input_ids": prompts[i : i + 8]}, padding_side="left", return_tensors="pt")
+        with torch.no_grad():
+            out = model.model.generate(
+                **inputs, num_return_sequences=n, max_new_tokens=ANSWER_TOKENS, eos_token_id=sorted(stop),
+                pad_token_id=tokenizer.pad_token_id, **kwargs,
+            )[:, inputs["input_ids"].shape[1] :].tolist()  # fmt: skip
+        ends = [next((i + 1 for i, t in enumerate(row) if t in stop), len(row)) for row in out]
+        found += [row[:end] for row, end in zip(out, ends, strict=True)]
+    return found
+
+
+UNTRUNCATED = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+
+
 def sampling():
     """10 answers each to 64 few-shot questions, against transformers' generate(num_return_sequences=10)."""
     model = lm.load(MODEL)
     prompt, questions = fewshot_questions(model, 64)
     prompts = sorted((prompt.answer(q.question) for q in questions), key=len)
-    stop, tokens, tokenizer = lm.stop_ids(model, "\n"), {}, model.tokenizer
+    stop, tokens = lm.stop_ids(model, "\n"), {}
 
-    def generate(ids):
-        inputs = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+    def peer():
         torch.manual_seed(0)
-        with torch.no_grad():
-            out = model.model.generate(
-                **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=SAMPLES,
-                max_new_tokens=ANSWER_TOKENS, eos_token_id=sorted(stop), pad_token_id=tokenizer.pad_token_id,
-            )[:, inputs["input_ids"].shape[1] :].tolist()  # fmt: skip
-        lengths = [next((i + 1 for i, t in enumerate(row) if t in stop), len(row)) for row in out]
-        return sum(lengths)
-
-    def peer():  # 80 sequences at a time
-        tokens["peer"] = sum(generate(prompts[i : i + 8]) for i in range(0, len(prompts), 8))
+        tokens["peer"] = sum(map(len, generate(model, prompts, stop, SAMPLES, **UNTRUNCATED)))
 
     def ours():
         drawn = lm.sample(model, prompts, [1.0] * SAMPLES, ANSWER_TOKENS, stop, list(range(len(prompts))))
@@ -125,30 +133,40 @@ def using():
     model = lm.load(MODEL)
     lora.add_lora(model)
     embedder = lm.load_embedder(EMBEDDER, model)
-    prompt, questions = fewshot_questions(model, 48)
+    prompt, questions = fewshot_questions(model, 24)
     texts = [q.question for q in questions]
-    stop, seeds, tokens = lm.stop_ids(model, "\n"), list(range(48)), {}
+    stop, seeds, tokens = lm.stop_ids(model, "\n"), list(range(len(texts))), {}
+    prompts = [prompt.answer(q) for q in texts]
 
     def answers(temperatures):
-        prompts = [prompt.answer(q) for q in texts]
         with lora.adapter(model, False):
             return lm.sample(model, prompts, temperatures, ANSWER_TOKENS, stop, seeds)
 
+    def entropies(samples):
+        said = [data.clean_answer(model.decode(c)) for c in samples]
+        entropy.entropies(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1))
+
     def teacher():
         drawn = answers([0.0] + [1.0] * SAMPLES)
-        said = [data.clean_answer(model.decode(c)) for row in drawn for c in row[1:]]
-        entropy.entropies(lm.embed(embedder, said).reshape(len(drawn), SAMPLES, -1))
-        tokens["peer"] = sum(len(c) for row in drawn for c in row)
+        entropies([c for row in drawn for c in row[1:]])
+        tokens["teacher"] = sum(len(c) for row in drawn for c in row)
+
+    def generating_teacher():
+        with lora.adapter(model, False):
+            generate(model, prompts, stop, 1, do_sample=False)
+            entropies(generate(model, prompts, stop, SAMPLES, **UNTRUNCATED))
 
     def student():
         drawn = answers([0.0])
         asked = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
         stated = rl.rollout(model, prompt, asked, 1, 0.0, seeds)
-        tokens["ours"] = sum(len(c) for row in drawn for c in row) + stated.tokens
+        tokens["student"] = sum(len(c) for row in drawn for c in row) + stated.tokens
 
-    seconds = take_turns({"peer": teacher, "ours": student})
-    fewer, note = tokens["peer"] / tokens["ours"], f"{tokens['ours']} and {tokens['peer']} tokens"
+    took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})
+    fewer, note = tokens["teacher"] / tokens["student"], f"{tokens['student']} and {tokens['teacher']} tokens"
+    work = "answer and confidence to 24 questions, against answer, 10 samples and entropy"
     return [
-        compared("answer and confidence, 48 questions, against answer, 10 samples and entropy", "≥ 3x", seconds),
-        dict(work="the same: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note),
+        dict(work=f"{work}: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note),
+        compared("the same: time, samples by our own sampler", "≥ 3x", {"ours": took["student"], "peer": took["teacher"]}),
+        compared("the same: time, samples by generate", "≥ 3x", {"ours": took["student"], "peer": took["generate"]}),
     ]
