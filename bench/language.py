@@ -18,7 +18,7 @@ SAMPLES, ANSWER_TOKENS = 10, 16
 
 
 def generate(model, prompts, stop, n, **kwargs):
-    """n completions of each prompt by transformers, 8 prompts at a time. -> lists of token ids, cut after a stop token"""
+    """n completions of each prompt by transformers, 8 prompts at a time. -> lists of ids, cut after a stop token"""
     found, tokenizer = [], model.tokenizer
     for i in range(0, len(prompts), 8):
         inputs = tokenizer.pad({"input_ids": prompts[i : i + 8]}, padding_side="left", return_tensors="pt")
@@ -165,8 +165,8 @@ def using():
     took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})
     fewer, note = tokens["teacher"] / tokens["student"], f"{tokens['student']} and {tokens['teacher']} tokens"
     work = "answer and confidence to 24 questions, against answer, 10 samples and entropy"
-    return [
-        dict(work=f"{work}: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note),
-        compared("the same: time, samples by our own sampler", "≥ 3x", {"ours": took["student"], "peer": took["teacher"]}),
-        compared("the same: time, samples by generate", "≥ 3x", {"ours": took["student"], "peer": took["generate"]}),
-    ]
+    rows = [dict(work=f"{work}: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note)]
+    for name, title in (("teacher", "our own sampler"), ("generate", "generate")):
+        pair = {"ours": took["student"], "peer": took[name]}
+        rows.append(compared(f"the same: time, samples by {title}", "≥ 3x", pair))
+    return rows
