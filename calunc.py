@@ -66,6 +66,7 @@ def pipeline(args, config):
         if config.embedder != "self":
             stages.lm.find(config.embedder)
         model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
+        gc.collect()
         gc.freeze()  # so that the garbage collector does not look through all of torch again and again
         loading = time.perf_counter() - start
         run.folder.mkdir(parents=True, exist_ok=True)

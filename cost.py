@@ -6,16 +6,17 @@
 T tokens, of which S = sum (position + 1) pairs of a token and what it sees, and K logits; P weights in the linear maps
 of the L blocks, a = heads x head size, d the width of the output head and V its vocabulary. Where the adapter is on,
 its r (d_in + d_out) weights a map count with P, and twice in the backward pass, as they do get a gradient.
-Recomputation repeats the forward pass. Only work that is needed counts: no padding, no masked pair. So the speed that
-comes from it is the useful one.
+Recomputation repeats the forward pass. Padding and masked pairs do not count, so the speed that comes from it is the
+useful one: its share of a matrix product's is the model FLOPs utilisation (MFU), with
+recomputation the hardware's (HFU).
 
 Source: the rule of 2 operations a weight and token, Kaplan et al. 2020, arXiv 2001.08361, with attention and the head
-written out. Left out: norms, activations and softmax (below 1%), sliding windows and mixtures of experts (counted as if
-every token saw everything, and used every expert).
+written out. Left out: norms, activations and softmax (below 1%), sliding windows (counted as if every token saw all
+before it), and mixtures of experts (whose experts are not counted).
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -63,13 +64,14 @@ class Work:
         self.flops += 2 * size.head * logits
 
     def take(self):
-        found = asdict(self)
+        found = dict(tokens=self.tokens, logits=self.logits, flops=self.flops)
         self.tokens = self.logits = self.flops = 0
         return found
 
 
-def matmul_flops(device="cpu", dtype=torch.float32, size=2048, seconds=0.5):
+def matmul_flops(device="cpu", dtype=torch.float32, size=None, seconds=0.5):
     """FLOP/s of a plain matrix product, the best of as many as fit into `seconds`: the speed to compare with."""
+    size = size or (2048 if torch.device(device).type == "cpu" else 8192)  # a GPU is done with a small one too soon
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, stop = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < stop or best == float("inf"):

@@ -36,6 +36,11 @@ class LM:
     def device(self):
         return next(self.model.parameters()).device
 
+    @property
+    def chunk(self):
+        """Tokens scored at once."""
+        return LOGITS // self.model.config.get_text_config().vocab_size
+
     def encode(self, text, special=False):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
@@ -86,7 +91,7 @@ def seed_of(*parts):
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # not all models that ever were
 def stop_ids(lm, characters="\n"):
     """The tokens that end a completion: every eos of the model and every token that contains one of `characters`."""
     eos = {lm.tokenizer.eos_token_id}
@@ -106,11 +111,14 @@ def _pick(logits, temperature, uniform):
     """
     uniform = uniform[:, None].expand(-1, logits.shape[1], -1)  # (R, S, n)
     token = logits.argmax(-1, keepdim=True).expand_as(uniform)
+    some = max(1, LOGITS // logits[0].numel())  # rows at a time
     for t in temperature.unique().tolist():
         if t > 0:
-            cdf = torch.softmax(logits.float() / t, dim=-1).double().cumsum(-1)
-            drawn = torch.searchsorted(cdf, uniform * cdf[..., -1:], right=True).clamp_max(logits.shape[-1] - 1)
-            token = torch.where(temperature == t, drawn, token)
+            drawn = []
+            for part, u in zip(logits.split(some), uniform.split(some), strict=True):
+                cdf = torch.softmax(part.float() / t, dim=-1).double().cumsum(-1)
+                drawn.append(torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max(logits.shape[-1] - 1))
+            token = torch.where(temperature == t, torch.cat(drawn), token)
     return token
 
 
@@ -208,13 +216,13 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=Fal
         """logp of the different completions of some of the prompts, (D, T)."""
         rows = read.rows(chunk, max(len(distinct[q]) for q in chunk))
         logits, grown = [], [trees[q] for q in chunk]
-        if not given:
+        if not given or not any(grown):
             logits.append(rows.last)  # (R, 1, V) predicts every first token
         if any(grown):
             keep = max(sum(len(x) >= given for x in tree) for tree in grown)
             logits.append(feed(rows, [prompts[q] for q in chunk], grown, max(keep, 1)))
         logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]  # (R, W, V)
-        logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1, dtype=torch.float32)
+        logp = (logits if temperature == 1 else logits.float() / temperature).log_softmax(-1, dtype=torch.float32)
         places = []  # row, column and token of each log-probability; the mask hides those of no use
         for r, (q, tree) in enumerate(zip(chunk, grown, strict=True)):
             column = {x: max(logp.shape[1] - len(tree) + i, 0) for i, x in enumerate(tree)}
@@ -226,7 +234,7 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=Fal
 
     scored, row, at = [], 0, {}
     sizes = [len(tree) + (0 if read.frozen else len(p) - read.shared) for p, tree in zip(prompts, trees, strict=True)]
-    for chunk in chunks(sizes, LOGITS // lm.model.config.get_text_config().vocab_size):
+    for chunk in chunks(sizes, lm.chunk):
         scored.append(checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk))
         for q in chunk:
             at[q] = {x: row + i for i, x in enumerate(distinct[q])}

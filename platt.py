@@ -156,7 +156,7 @@ def _log_odds(p):
     return float(np.log(p / (1 - p)))
 
 
-def _expand(z, t, theta):
+def _derivatives(z, t, theta):
     """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats, its gradient (2,) and its Hessian (2, 2).
 
     In chunks that stay in a processor's cache.
@@ -178,7 +178,7 @@ def _expand(z, t, theta):
 def _newton(z, t):
     """argmin over (a, b) of the cross-entropy, a convex function. z, t (N,) -> (2,)."""
     theta = np.array([0.0, _log_odds(t.mean())])  # the best constant
-    loss, gradient, hessian = _expand(z, t, theta)
+    loss, gradient, hessian = _derivatives(z, t, theta)
     for _ in range(200):
         # the ridge is for the solve alone: it does not move the optimum
         step = -np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(2), gradient)
@@ -187,7 +187,7 @@ def _newton(z, t):
             return theta
         rate = 1.0
         while True:
-            new, *slopes = _expand(z, t, theta + rate * step)
+            new, *slopes = _derivatives(z, t, theta + rate * step)
             # 1e-15 because near the optimum the decrease drowns in the rounding of the loss
             if new <= loss - 1e-4 * rate * descent + 1e-15 or rate < 1e-10:
                 break

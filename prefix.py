@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from cost import Size
 from lora import adapter
 
-LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
+LOGITS = 2**25  # computed at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
 
 
 def check_context(lm, prompts, more=0):

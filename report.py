@@ -167,13 +167,14 @@ def markdown(report):
               "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
     peak = report["environment"]["matmul_gflops"]
     for name, stage in report["stages"].items():
-        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.1)
+        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
         lines.append(f"| {name} | {stage['seconds']:.0f} | {stage['tokens']:,} | {stage['flops'] / 1e9:,.0f} | "
                      f"{speed:.1f} | {speed / peak:.2f} |")  # fmt: skip
     p, c = report["platt"], report["config"]
+    versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
     lines += ["", "## Settings", "", f"Platt scaling: P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f}).",
               f"Grader: {c['grader']}. Model: {c['model']}. Questions: {c['dataset']}. Seed: {c['seed']}.",
-              "Versions: " + ", ".join(f"{k} {v}" for k, v in report["environment"].items()) + ".", ""]  # fmt: skip
+              "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""]  # fmt: skip
     if report["warnings"]:
         lines += ["## Warnings", "", *(f"- {w}" for w in report["warnings"]), ""]
     return "\n".join(lines)

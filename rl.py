@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data import LABEL, parse_confidence
 from lm import completion_logprobs, sample, seed_of, stop_ids
 from lora import adapter
-from prefix import Read
+from prefix import Read, chunks, tree_of
 
 KINDS = ("loo", "center", "zscore")
 
@@ -163,7 +163,7 @@ class Config:
     clip: float = 0.2
     kl: float = 0.0  # weight of the divergence from the base model
     max_grad_norm: float = 1.0
-    micro_batch: int = 0  # questions in one backward pass; 0: all
+    micro_batch: int = 0  # questions in one backward pass; 0: as many as prefix.LOGITS allows
     recompute: bool = False  # activations in the backward pass
     warmup: int = 0  # supervised steps before the first rollout
     amp: str = "auto"
@@ -244,28 +244,30 @@ def correlation(pairs):
 
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    micro, size = config.micro_batch or len(advantages), advantages.size
-    parts = {i: slice(i, i + micro) for i in range(0, len(advantages), micro)}
-    prompts = {i: batch.prompts.some(range(len(advantages))[part]) for i, part in parts.items()}
+    every, size = range(len(advantages)), advantages.size
+    if config.micro_batch:
+        parts = [every[i : i + config.micro_batch] for i in every[:: config.micro_batch]]
+    else:  # as many questions as can hold their log-probabilities until the backward pass
+        parts = chunks([len(tree_of(group)) for group in batch.completions], lm.chunk)
+    prompts = [batch.prompts.some(part) for part in parts]
+    completions = [[batch.completions[q] for q in part] for part in parts]
     old, stats = {}, {}
 
     def logprobs(i, **kwargs):
-        return completion_logprobs(
-            lm, prompts[i], batch.completions[parts[i]], config.temperature, given=batch.given, **kwargs
-        )
+        return completion_logprobs(lm, prompts[i], completions[i], config.temperature, given=batch.given, **kwargs)
 
     for number in range(config.updates):
         totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
         if number == 0 and config.updates > 1:  # the policy that sampled, before its first change
             with torch.no_grad(), optimizer.autocast():
-                old = {i: logprobs(i)[0] for i in parts}
-        for i, part in parts.items():
+                old = {i: logprobs(i)[0] for i in range(len(parts))}
+        for i, part in enumerate(parts):
             with optimizer.autocast():
                 logp, _ = logprobs(i, recompute=config.recompute)  # (B, T)
             length = logp.shape[1]
-            rows = [a + [0] * (length - len(a)) for group in batch.actions[part] for a in group]
+            rows = [a + [0] * (length - len(a)) for q in part for a in batch.actions[q]]
             actions = torch.tensor(rows, device=lm.device)  # (B, T)
-            advantage = torch.as_tensor(advantages[part].reshape(-1), device=lm.device)  # (B,)
+            advantage = torch.as_tensor(advantages[list(part)].reshape(-1), device=lm.device)  # (B,)
             # with one update the ratio is 1 in value, and still carries the gradient
             loss, of_part = policy_loss(logp, old.get(i, logp.detach()), advantage, actions, config.clip, size)
             if config.kl:

@@ -66,7 +66,7 @@ class Config:
     clip: float = flag(0.2, "range of the probability ratio, when there are several updates", "train")
     kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train")
     max_grad_norm: float = flag(1.0, "gradient clipping", "train")
-    micro_batch: int = flag(0, "questions in one backward pass, 0: all; saves memory, same result", None)
+    micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None)
     recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
@@ -152,6 +152,10 @@ class Run:
         """Note that the stage is finished, and what it cost. loading: seconds that the call spent before it."""
         entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
         self.write("stages.json", self.stages() | {stage: entry})
+
+    def costs(self):
+        """What the finished stages cost; runs of older versions did not count it. -> {stage: dict}"""
+        return {name: stage for name, stage in self.stages().items() if "flops" in stage}
 
     def finished(self, stage):
         """Was this stage finished, with the settings that it was started with?"""

@@ -232,7 +232,7 @@ def evaluate(config, run, model, prompt):
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
     fit.check(fingerprint(config, prompt))
     log = run.read("metrics.jsonl")
-    result = report.build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
+    result = report.build(rows, fit, log, cost, run.costs(), config, run.read("environment.json"))
     if config.model == "toy":
         with lora.adapter(model, False):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))

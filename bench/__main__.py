@@ -4,12 +4,13 @@
     python scripts/fetch_smollm2.py && python scripts/fetch_minilm.py
     python -m bench
 
-takes about an hour on two cores, most of it for what we compare with. `python -m bench sampling using` runs some of it
-and writes nothing. Whatever is compared takes turns in one run; a ratio is the median of the ratios of five turns, with
-the lowest and the highest.
+takes more than an hour on two cores, most of it for what we compare with. What is measured is kept, so that
+`python -m bench sampling using` measures these two again. Whatever is compared takes turns; a ratio is the median of
+the ratios of five turns, with the lowest and the highest.
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -17,9 +18,12 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
+import lm
 from bench import arrays, growth, language, prediction
-from bench.setting import ROOT, take_turns
+from bench.setting import MODEL, ROOT, take_turns
+from report import environment
 from run import Run
 
 PEERS = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "scikit-learn", "torchmetrics")
@@ -65,56 +69,62 @@ def page(found):
     """results/bench.md"""
     machine, packages = found["environment"], ", ".join(f"{name} {v}" for name, v in found["versions"].items())
     return "\n".join([
-        "# Speed", "", f"`python -m bench`, {found['minutes']:.0f} minutes on {machine['cores']} {machine['machine']} "
-        f"cores ({machine['device']}), where a product of two fp32 matrices of 2048 × 2048 runs at "
-        f"{machine['matmul_gflops']:.0f} GFLOP/s. {packages}. All seeds are 0.", "",
+        "# Speed", "", f"`python -m bench` on {machine['cores']} {machine['machine']} cores ({found['processor']}, "
+        f"{found['memory']:.0f} GiB, {machine['device']}), where a product of two fp32 matrices of 2048 × 2048 runs at "
+        f"{machine['matmul_gflops']:.0f} GFLOP/s. Python {machine['python']}, {packages}. All seeds are 0.", "",
         "| work | target | result | ours | peer | |", "|---|---|---:|---:|---:|---|",
-        *(line(row) for rows in found["tables"].values() for row in rows), "",
+        *(line(row) for name in TABLES for row in found["tables"].get(name, [])), "",
         "Result: the median of the ratios of the turns, with the lowest and the highest; a share; or seconds. "
         "Ours and peer: median seconds.", "",
-        "## How cost grows", "", *growth.lines(found["growth"]), "", "![](bench-growth.png)", "",
+        "## How cost grows", "", "Medians of five.", "", *found["growth"], "", "![](bench-growth.png)", "",
         "## What other models would cost", "", *found["prediction"], "",
-        "Predicted from the work that this run counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
+        "Predicted from the work that was counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
         "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the useful "
         f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s, "
-        "not measured.", "", *found["check"], "",
-        "The published run had one core for stage 3, beside another run; the prediction is for both.", "",
+        "not measured.", "",
+        "The same for a published run, which had other questions, an older version, and in stage 3 one core:", "",
+        *found["check"], "",
     ])  # fmt: skip
+
+
+def hardware():
+    """Name of the processor, where Linux tells it, and memory in GiB."""
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": names[0] if names else "unknown make", "memory": memory}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = [*TABLES, "growth", "prediction"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(every)} (default: all)")
-    names = parser.parse_args().names
+    names = parser.parse_args().names or every
     if unknown := set(names) - set(every):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}: choose from {', '.join(every)}")
-    start, found = time.perf_counter(), {"tables": {}}
-    for name, measure in TABLES.items():
-        if not names or name in names:
-            found["tables"][name] = measure()
-            print(*map(line, found["tables"][name]), sep="\n", flush=True)
-    if not names or "growth" in names:
-        found["growth"] = growth.measure()
-        print(*growth.lines(found["growth"]), sep="\n", flush=True)
-    if not names or "prediction" in names:
-        pieces = prediction.measure()
-        found["prediction"], found["check"] = prediction.table(pieces), prediction.check(pieces)
-        speed = {s: pieces[s]["flops"] / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
-        found["speed"] = ", ".join(f"{s}: {value:.0f} GFLOP/s" for s, value in speed.items())
-        print(*found["prediction"], *found["check"], sep="\n", flush=True)
-    if names:
-        return
-    import lm
-    import report
-
-    found["environment"] = report.environment(lm.load(language.MODEL).model)
-    found["versions"] = {name: version(name) for name in PEERS}
-    found["minutes"] = (time.perf_counter() - start) / 60
     results = Run(ROOT / "results")
-    results.write("bench.json", found)
+    found = results.read("bench.json") if results.path("bench.json").exists() else {"tables": {}}
+    found |= {"environment": environment(lm.load(MODEL).model), **hardware()}
+    found["versions"] = {name: version(name) for name in PEERS}
+    for name in names:
+        if name in TABLES:
+            found["tables"][name] = TABLES[name]()
+            print(*map(line, found["tables"][name]), sep="\n", flush=True)
+        elif name == "growth":
+            times = growth.measure()
+            growth.draw(times, results.path("bench-growth.png"))
+            found["growth"] = growth.lines(times)
+            print(*found["growth"], sep="\n", flush=True)
+        else:
+            pieces = prediction.measure()
+            speed = {s: pieces[s]["flops"] / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
+            found["speed"] = ", ".join(f"{s}: {value:.0f} GFLOP/s" for s, value in speed.items())
+            found |= {"prediction": prediction.table(pieces), "check": prediction.check(pieces)}
+            print(*found["prediction"], *found["check"], sep="\n", flush=True)
+        results.write("bench.json", found)
+    if not {"growth", "prediction"} <= found.keys():
+        return
     results.write("bench.md", page(found))
-    growth.draw(found["growth"], results.path("bench-growth.png"))
     readme = ROOT / "README.md"
     block = "\n".join(["<!-- bench:cost -->", *found["prediction"], "<!-- end -->"])
     text = readme.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32
 
 
 def measure():
-    """-> {panel: {"label", "doubled": [...], "seconds": [...]}}, medians of three"""
+    """-> {what is doubled: {size: median seconds of five}}"""
     model = lm.load(MODEL)
     stop = lm.stop_ids(model, "\n")
     prompt, questions = fewshot_questions(model, max(QUESTIONS))
@@ -48,7 +48,7 @@ def measure():
 
 
 def _medians(functions):
-    seconds = take_turns(functions, repetitions=3)
+    seconds = take_turns(functions)
     return {n: statistics.median(s) for n, s in seconds.items()}
 
 

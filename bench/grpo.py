@@ -2,7 +2,7 @@
 
 The work is that of stage 3: 12 prompts of about 140 tokens x 16 completions of at most 6, a LoRA of rank 16 on every
 linear map, no divergence term, one update. TRL reads each prompt for each completion, with the adapter on; we read
-it once, with the adapter off, which is what calunc trains. The processes take turns on the machine.
+it once, with the adapter off, which is what calunc trains. The processes take turns; no turn is left out.
 
     python -m bench.grpo ours
     python -m bench.grpo trl BATCH CHECKPOINTING
@@ -12,6 +12,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -53,7 +54,7 @@ def ours():
     lora.add_lora(model, RANK, 2 * RANK)
     config = rl.Config(questions=QUESTIONS, rollouts=GROUP, lr=LR, amp="off", micro_batch=4)
     optimizer = rl.Optimizer(model, config, 1000)
-    say(ready=peak())
+    say(ready=True)
     for step in range(10**9):
         wait()
         start = time.perf_counter()
@@ -78,6 +79,9 @@ def trl(batch, checkpointing):
 
     model, prompt, items = problem()
     texts = [model.tokenizer.decode(sum(prompt.confidence(q, a), [])) for q, a, _ in items]
+    stop = sorted(lm.stop_ids(model, "\n%"))
+    del model, prompt  # TRL loads its own
+    lm.stop_ids.cache_clear()
 
     def reward(completions, target, **_):
         """What ours sees is cut at the first stop token, so TRL's text is cut there too."""
@@ -98,15 +102,14 @@ def trl(batch, checkpointing):
         train_dataset=Dataset.from_dict({"prompt": texts, "target": [p for _, _, p in items]}),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=maps, task_type="CAUSAL_LM"),
         args=GRPOConfig(
-            output_dir="/tmp/unused", use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_strategy="no", per_device_train_batch_size=batch, num_generations=GROUP,
+            output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, disable_tqdm=True,
+            report_to="none", save_strategy="no", logging_strategy="no", per_device_train_batch_size=batch, num_generations=GROUP,
             gradient_accumulation_steps=QUESTIONS * GROUP // batch, gradient_checkpointing=checkpointing,
             max_completion_length=TOKENS, temperature=1.0, beta=0.0, scale_rewards="none", learning_rate=LR,
-            max_steps=10**6, generation_kwargs={"eos_token_id": sorted(lm.stop_ids(model, "\n%"))},
+            max_steps=10**6, generation_kwargs={"eos_token_id": stop},
         ),
     )  # fmt: skip
-    del model
-    say(ready=peak())
+    say(ready=True)
     trainer.train()
 
 
@@ -124,7 +127,7 @@ def measure(kinds, repetitions):
         for line in child.stdout:
             if line.startswith("> "):
                 return json.loads(line[2:])
-        raise RuntimeError(f"{' '.join(child.args[1:])} ended with {child.wait()}")
+        raise RuntimeError(f"`python {' '.join(child.args[1:])}` ended with {child.wait()}: see what it says")
 
     found = {name: {"seconds": []} for name in kinds}
     for child in children.values():
@@ -138,6 +141,7 @@ def measure(kinds, repetitions):
             found[name]["seconds"].append(said["seconds"])
     for child in children.values():
         child.kill()
+        child.wait()
     return found
 
 

@@ -5,6 +5,7 @@ replayed with the sizes of other models (cost.Size), as if they read and wrote t
 """
 
 import json
+import statistics
 import time
 from dataclasses import dataclass, field, replace
 
@@ -70,19 +71,24 @@ def sizes():
 
 
 def measure(questions=48):
-    """Record `questions` questions of stage 1, and of one pass of stage 3. -> {stage: Recorder, seconds}"""
+    """Record `questions` questions of stage 1, and of one pass of stage 3, five times each.
+
+    -> {"questions": n, piece: {"calls", "seconds" (median), "tokens", "logits", "flops"}}
+    """
     model = replace(lm.load(MODEL), work=Recorder())
     prompt, asked = fewshot_questions(model, questions)
     prompts, stop = [prompt.answer(q.question) for q in asked], lm.stop_ids(model, "\n")
-    lm.sample(model, prompts[:8], [1.0] * 10, 16, stop, list(range(8)))  # warm-up
     found = {}
 
     def record(name, function):
-        model.work.calls = []
-        model.work.take()
-        start = time.perf_counter()
-        function()
-        found[name] = dict(calls=model.work.calls, seconds=time.perf_counter() - start, **model.work.take())
+        seconds = []
+        for _ in range(5):
+            model.work.calls = []
+            model.work.take()
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+        found[name] = dict(calls=model.work.calls, seconds=statistics.median(seconds), **model.work.take())
 
     record("stage 1", lambda: lm.sample(model, prompts, [0.0] + [1.0] * 10, 16, stop, list(range(questions))))
     lora.add_lora(model)
@@ -98,7 +104,7 @@ def measure(questions=48):
 
 
 def table(found):
-    """Markdown: FLOPs and hours of both stages for each size, and the check."""
+    """Markdown: FLOPs and time of both stages for each size."""
     n, speed = found["questions"], {s: found[s]["flops"] / found[s]["seconds"] for s in ("stage 1", "stage 3")}
     lines = ["| model | questions | stage 1, PFLOP | this CPU | one GPU | stage 3, PFLOP | this CPU | one GPU |",
              "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
@@ -125,9 +131,10 @@ def check(found):
     folder, n = ROOT / "results" / "smollm2-rl", found["questions"]
     config, stages, report = (json.loads((folder / f"{f}.json").read_text()) for f in ("config", "stages", "report"))
     asked = sum(s["n"] for s in report["sets"].values()) + config["platt_questions"] + config["train_questions"]
-    lines = ["| stage of smollm2-rl | questions | predicted | took |", "|---|---:|---:|---:|"]
+    lines = ["| stage of smollm2-rl | questions | predicted | took | predicted / took |", "|---|---:|---:|---:|---:|"]
     trained = config["steps"] * config["questions"]
     for stage, piece, questions in (("sample", "stage 1", asked), ("train", "stage 3 of smollm2-rl", trained)):
         seconds = found[piece]["seconds"] / n * questions
-        lines.append(f"| {stage} | {questions:,} | {seconds:,.0f} s | {stages[stage]['seconds']:,.0f} s |")
+        took = stages[stage]["seconds"]
+        lines.append(f"| {stage} | {questions:,} | {seconds:,.0f} s | {took:,.0f} s | {seconds / took:.2f} |")
     return lines

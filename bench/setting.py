@@ -21,7 +21,10 @@ def fewshot_questions(model, n):
 
 
 def take_turns(functions, repetitions=5, warm_up=True):
-    """Seconds of each function, in turns; a first call is not counted. -> {name: [seconds]}"""
+    """Seconds of each function, in turns. -> {name: [seconds]}
+
+    warm_up: call each of them once before, uncounted.
+    """
     seconds = {name: [] for name in functions}
     for repetition in range(repetitions + warm_up):
         for name, function in functions.items():
