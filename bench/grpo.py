@@ -103,7 +103,8 @@ def trl(batch, checkpointing):
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=maps, task_type="CAUSAL_LM"),
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, disable_tqdm=True,
-            report_to="none", save_strategy="no", logging_strategy="no", per_device_train_batch_size=batch, num_generations=GROUP,
+            report_to="none", save_strategy="no", logging_strategy="no",
+            per_device_train_batch_size=batch, num_generations=GROUP,
             gradient_accumulation_steps=QUESTIONS * GROUP // batch, gradient_checkpointing=checkpointing,
             max_completion_length=TOKENS, temperature=1.0, beta=0.0, scale_rewards="none", learning_rate=LR,
             max_steps=10**6, generation_kwargs={"eos_token_id": stop},

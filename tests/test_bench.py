@@ -1,10 +1,12 @@
-"""What the benchmarks compute beside time: rows, ratios, predictions. The peers are not installed here."""
+"""What the benchmarks compute beside time: rows, ratios, predictions. TRL, a peer, is not installed here."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from bench import __main__ as report
 from bench import growth, prediction, setting
 from bench.prediction import Recorder, duration, sizes
 from cost import Size
@@ -80,3 +82,19 @@ def test_growth_is_shown_for_each_doubling(tmp_path):
     assert growth.lines(found)[2] == cells
     growth.draw(found, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_line_has_the_ratio_first():
+    row = setting.compared("work", "≥ 2x", {"ours": [1, 1, 1], "peer": [2.0, 3.0, 8.0]}, "note")
+    assert report.line(row) == "| work | ≥ 2x | **3.0×** (2.0 to 8.0) | 1 s | 3 s | note |"
+    share = dict(work="peak", target="≤ 1/2", share=0.4, note="1 and 2.5 GiB")
+    assert report.line(share) == "| peak | ≤ 1/2 | **0.40** |  |  | 1 and 2.5 GiB |"
+    seconds = dict(work="help", target="< 1 s", ours=[0.1, 0.3, 0.2])
+    assert report.line(seconds) == "| help | < 1 s | **0.20 s** | 0.2 s |  |  |"
+
+
+def test_the_numbers_of_the_committed_page_are_those_of_its_json():
+    found = json.loads((setting.ROOT / "results" / "bench.json").read_text())
+    assert (setting.ROOT / "results" / "bench.md").read_text() == report.page(found)
+    readme = (setting.ROOT / "README.md").read_text()
+    assert "\n".join(found["prediction"]) in readme

@@ -178,6 +178,34 @@ def test_frozen_prompts_are_read_by_the_base_model(lm):
             assert b.norm() > 1e-3 and (a - b).norm() <= 1e-4 * b.norm()
 
 
+@pytest.mark.parametrize("given", [1, 2, 9])
+def test_given_tokens_are_not_scored_and_change_nothing_else(load, given):
+    lm = load("llama")
+    parameters = add_lora(lm, rank=3, alpha=5)
+    randomise(parameters)
+    whole, mask = completion_logprobs(lm, PROMPTS, COMPLETIONS)
+    got, scored = completion_logprobs(lm, PROMPTS, COMPLETIONS, given=given)
+    want = mask.clone()
+    want[:, :given] = 0
+    assert torch.equal(scored, want)
+    torch.testing.assert_close(got, whole * want, atol=1e-5, rtol=1e-5)
+    if given < 7:  # the longest has seven tokens
+        ours, plain = (torch.autograd.grad(x.sum(), parameters) for x in (got, whole * want))
+        for a, b in zip(ours, plain, strict=True):
+            assert b.norm() > 1e-3 and (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_the_temperature_divides_in_single_precision(load):
+    """As it does for sampling: half precision would round each logit anew."""
+    lm = load("llama")
+    lm.model.to(torch.bfloat16)
+    got, _ = completion_logprobs(lm, [PROMPTS[0]], [[[5]]], temperature=1.5)
+    logits = lm.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    assert got.dtype == torch.float32
+    # the two passes may round the logits themselves differently
+    assert got.item() == pytest.approx((logits.float() / 1.5).log_softmax(-1)[5].item(), abs=0.05)
+
+
 def test_frozen_prompts_are_read_once(load):
     lm, seen = load("llama"), []
     add_lora(lm)
@@ -416,6 +444,16 @@ def test_pick_inverts_the_distribution_function():
     assert got.tolist() == [[[0, 0, 1, 1, 2, 3]], [[0, 0, 0, 0, 0, 1]]]
     temperature = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.5])  # at 0.5 the weights are 1, 4, 9, 16
     assert _pick(logits, temperature, uniform).tolist() == [[[0, 3, 1, 1, 3, 3]], [[0, 0, 0, 0, 0, 1]]]
+
+
+def test_picking_a_few_rows_at_a_time_changes_nothing(monkeypatch):
+    logits = torch.randn(5, 2, 9, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    temperature = torch.tensor([0.0, 1.0, 1.5], dtype=torch.float64)
+    whole = _pick(logits, temperature, uniform)
+    for size in (1, 2 * 2 * 9):
+        monkeypatch.setattr(language, "LOGITS", size)
+        assert torch.equal(_pick(logits, temperature, uniform), whole)
 
 
 def test_the_context_is_a_limit(load):

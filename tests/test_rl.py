@@ -493,6 +493,21 @@ def test_update_equals_a_plain_reimplementation(trained, config, micro_batch):
         assert stats["clip_fraction"] > 0  # the old log-probabilities did matter
 
 
+def test_a_backward_pass_holds_no_more_logits_than_allowed(trained, monkeypatch):
+    """Without a micro-batch of its own, a step is split where the log-probabilities would not fit."""
+    config, held = SETTINGS[1], []
+    whole = trained()
+    update(whole, rollouts(whole), ADVANTAGES, config, Optimizer(whole, config, 8))
+    monkeypatch.setattr("lm.LOGITS", 48 * 9)  # nine tokens: the longest prompt has as many
+    lm = trained()
+    lm.model.register_forward_hook(lambda *a: held.append(a[-1].logits.shape[:2].numel()))
+    batch = rollouts(lm)
+    held.clear()
+    update(lm, batch, ADVANTAGES, config, Optimizer(lm, config, 8))
+    assert len(held) == 2 * 3 and max(held) <= 9  # one question at a time, and once more for the reference
+    torch.testing.assert_close(adapter_of(lm), adapter_of(whole), atol=1e-5, rtol=0)
+
+
 def test_the_stats_do_not_depend_on_the_micro_batch(trained):
     for config in SETTINGS:
         stats = [
