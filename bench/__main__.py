@@ -80,8 +80,8 @@ def page(found):
         "## What other models would cost", "", *found["prediction"], "",
         "Predicted from the work that was counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
         "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the useful "
-        f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s, "
-        "not measured.", "",
+        f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s; not "
+        "measured, and a lower bound, as sampling waits for memory rather than for arithmetic.", "",
         "The same for a published run, which had other questions, an older version, and in stage 3 one core:", "",
         *found["check"], "",
     ])  # fmt: skip
