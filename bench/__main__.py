@@ -76,7 +76,7 @@ def page(found):
         *(line(row) for name in TABLES for row in found["tables"].get(name, [])), "",
         "Result: the median of the ratios of the turns, with the lowest and the highest; a share; or seconds. "
         "Ours and peer: median seconds.", "",
-        "## How cost grows", "", "Medians of five.", "", *found["growth"], "", "![](bench-growth.png)", "",
+        "## How cost grows", "", "Medians of five.", "", *growth.lines(found["growth"]), "", "![](bench-growth.png)", "",
         "## What other models would cost", "", *found["prediction"], "",
         "Predicted from the work that was counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
         "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the useful "
@@ -111,10 +111,8 @@ def main():
             found["tables"][name] = TABLES[name]()
             print(*map(line, found["tables"][name]), sep="\n", flush=True)
         elif name == "growth":
-            times = growth.measure()
-            growth.draw(times, results.path("bench-growth.png"))
-            found["growth"] = growth.lines(times)
-            print(*found["growth"], sep="\n", flush=True)
+            found["growth"] = growth.measure()
+            print(*growth.lines(found["growth"]), sep="\n", flush=True)
         else:
             pieces = prediction.measure()
             speed = {s: pieces[s]["flops"] / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
@@ -125,6 +123,7 @@ def main():
     if not {"growth", "prediction"} <= found.keys():
         return
     results.write("bench.md", page(found))
+    growth.draw(found["growth"], results.path("bench-growth.png"))
     readme = ROOT / "README.md"
     block = "\n".join(["<!-- bench:cost -->", *found["prediction"], "<!-- end -->"])
     text = readme.read_text(encoding="utf-8")

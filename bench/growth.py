@@ -1,6 +1,7 @@
 """How time grows: with questions, samples, group size and prompt length, each doubled three times."""
 
 import statistics
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32
 
 
 def measure():
-    """-> {what is doubled: {size: median seconds of five}}"""
+    """-> {what is doubled: {size, as text: median seconds of five}}"""
     model = lm.load(MODEL)
     stop = lm.stop_ids(model, "\n")
     prompt, questions = fewshot_questions(model, max(QUESTIONS))
@@ -25,9 +26,9 @@ def measure():
 
     random = np.random.default_rng(0).integers(1000, 40_000, size=(8, max(LENGTH))).tolist()  # nothing in common
     panels = {
-        "questions, 10 samples": {n: sample(prompts[:n], 10) for n in QUESTIONS},
-        "samples of 16 questions": {n: sample(prompts[:16], n) for n in SAMPLES},
-        "tokens of 8 prompts without a common beginning": {n: sample([p[:n] for p in random], 10) for n in LENGTH},
+        "questions, 10 samples each": {n: sample(prompts[:n], 10) for n in QUESTIONS},
+        "samples of each of 16 questions": {n: sample(prompts[:16], n) for n in SAMPLES},
+        "tokens of each of 8 prompts that have nothing in common": {n: sample([p[:n] for p in random], 10) for n in LENGTH},
     }
     found = {label: _medians(functions) for label, functions in panels.items()}
 
@@ -43,13 +44,13 @@ def measure():
 
         return run
 
-    found["rollouts of a group, a step of 8 questions"] = _medians({n: step(n) for n in GROUP})
+    found["rollouts of a group, in a training step of 8 questions"] = _medians({n: step(n) for n in GROUP})
     return found
 
 
 def _medians(functions):
     seconds = take_turns(functions)
-    return {n: statistics.median(s) for n, s in seconds.items()}
+    return {str(n): statistics.median(s) for n, s in seconds.items()}
 
 
 def lines(found):
@@ -65,15 +66,15 @@ def lines(found):
 
 def draw(found, path):
     """Time against size, both axes logarithmic, beside a line of slope one."""
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 3), layout="constrained")
     figure.suptitle("Seconds against size. Grey: in proportion.", fontsize="medium")
     for axes, (label, times) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
-        x, y = np.array(list(times)), np.array(list(times.values()))
+        x, y = np.array(list(times), dtype=int), np.array(list(times.values()))
         axes.plot(x, y[-1] * x / x[-1], color="#777777", lw=1)
         axes.plot(x, y, "o-", color="#0072B2")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
-        axes.set(xticks=x, xticklabels=x, yticks=[], xlabel=label.replace(", ", ",\n"))
+        axes.set(xticks=x, xticklabels=x, yticks=[], xlabel=textwrap.fill(label, 24))
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         for at, seconds in zip(x, y, strict=True):

@@ -77,7 +77,8 @@ def test_a_ratio_is_the_median_over_turns():
 
 
 def test_growth_is_shown_for_each_doubling(tmp_path):
-    found = {"questions": {8: 1.0, 16: 2.5, 32: 5.0, 64: 10.0}, "samples": {5: 1.0, 10: 1.0, 20: 1.0, 40: 1.0}}
+    same = {"5": 1.0, "10": 1.0, "20": 1.0, "40": 1.0}
+    found = {"questions": {"8": 1.0, "16": 2.5, "32": 5.0, "64": 10.0}, "samples": same}
     cells = "| questions | 8: 1.00 s | 16: 2.50 s | 32: 5.00 s | 64: 10.00 s | 2.50, 2.00, 2.00 |"
     assert growth.lines(found)[2] == cells
     growth.draw(found, tmp_path / "x.png")
