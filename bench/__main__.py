@@ -76,12 +76,13 @@ def page(found):
         *(line(row) for name in TABLES for row in found["tables"].get(name, [])), "",
         "Result: the median of the ratios of the turns, with the lowest and the highest; a share; or seconds. "
         "Ours and peer: median seconds.", "",
-        "## How cost grows", "", "Medians of five.", "", *growth.lines(found["growth"]), "", "![](bench-growth.png)", "",
+        "## How cost grows", "", "Medians of five.", "", *growth.lines(found["growth"]), "",
+        "![](bench-growth.png)", "",
         "## What other models would cost", "", *found["prediction"], "",
         "Predicted from the work that was counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
         "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the useful "
-        f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s; not "
-        "measured, and a lower bound, as sampling waits for memory rather than for arithmetic.", "",
+        f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s; "
+        "not measured, and a lower bound, as sampling waits for memory rather than for arithmetic.", "",
         "The same for a published run, which had other questions, an older version, and in stage 3 one core:", "",
         *found["check"], "",
     ])  # fmt: skip

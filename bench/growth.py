@@ -24,11 +24,14 @@ def measure():
     def sample(ids, n):
         return lambda: lm.sample(model, ids, [1.0] * n, 16, stop, list(range(len(ids))))
 
+    def beginnings(length):
+        return [p[:length] for p in random]
+
     random = np.random.default_rng(0).integers(1000, 40_000, size=(8, max(LENGTH))).tolist()  # nothing in common
     panels = {
         "questions, 10 samples each": {n: sample(prompts[:n], 10) for n in QUESTIONS},
         "samples of each of 16 questions": {n: sample(prompts[:16], n) for n in SAMPLES},
-        "tokens of each of 8 prompts that have nothing in common": {n: sample([p[:n] for p in random], 10) for n in LENGTH},
+        "tokens of each of 8 prompts that have nothing in common": {n: sample(beginnings(n), 10) for n in LENGTH},
     }
     found = {label: _medians(functions) for label, functions in panels.items()}
 
