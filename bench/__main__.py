@@ -45,7 +45,7 @@ def toy_pipeline():
 
 
 TABLES = {
-    "sampling": language.sampling, "step": language.group_step, "scoring": language.scoring,
+    "sampling": language.sampling, "step": language.group_step, "lean": language.lean_step, "scoring": language.scoring,
     "training": language.training_step, "entropies": arrays.entropies, "calibration": arrays.calibration,
     "evaluation": arrays.evaluation, "using": language.using, "help": help_text, "toy": toy_pipeline,
 }  # fmt: skip
