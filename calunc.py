@@ -72,7 +72,7 @@ def pipeline(args, config):
         run.folder.mkdir(parents=True, exist_ok=True)
         run.start(todo[0])
         run.write("config.json", asdict(config))
-        run.write("environment.json", stages.report.environment(model.model))
+        run.write("environment.json", stages.report.environment(model.device, model.model.dtype))
         work = {
             "sample": lambda: stages.sample(config, run, model, prompt, questions),
             "calibrate": lambda: stages.calibrate(config, run, model, prompt),

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import numpy as np
+import torch
 
 from cost import matmul_flops
 from eval import auroc, bootstrap, ece, metrics, spearman, table, with_missing
@@ -27,12 +28,12 @@ METHODS = {
 }
 
 
-def environment(model):
+def environment(device="cpu", dtype=torch.float32):
     """What the numbers were made on, and how fast it multiplies matrices."""
     packages = ("torch", "transformers", "numpy", "datasets")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
-    machine = {"machine": platform.machine(), "cores": cores, "device": str(model.device),
-               "matmul_gflops": round(matmul_flops(model.device, model.dtype) / 1e9, 1)}  # fmt: skip
+    machine = {"machine": platform.machine(), "cores": cores, "device": str(device),
+               "matmul_gflops": round(matmul_flops(device, dtype) / 1e9, 1)}  # fmt: skip
     return {"python": sys.version.split()[0], **machine} | {name: version(name) for name in packages}
 
 

@@ -103,18 +103,20 @@ def measure(questions=48):
     return {"questions": questions, **found}
 
 
-def table(found):
-    """Markdown: FLOPs and time of both stages for each size."""
+def table(found, memory):
+    """Markdown: FLOPs and time of both stages for each size, on a machine with so many GiB."""
     n, speed = found["questions"], {s: found[s]["flops"] / found[s]["seconds"] for s in ("stage 1", "stage 3")}
-    lines = ["| model | questions | stage 1, PFLOP | this CPU | one GPU | stage 3, PFLOP | this CPU | one GPU |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    columns = "PFLOP | this CPU | one GPU, at least"
+    lines = [f"| model | questions | stage 1, {columns} | stage 3, {columns} |", "|---" + "|---:" * 7 + "|"]
     for name, size in sizes().items():
         each = {s: Recorder(calls=found[s]["calls"]).replay(size) / n for s in speed}
         for questions in (2_000, 20_000):
             cells = []
             for s in speed:
                 flops = questions * each[s]
-                cells += [f"{flops / 1e15:,.2f}", duration(flops / speed[s]), duration(flops / GPU)]
+                fits = 4 * (size.weights + size.head) < memory * 2**30  # in float32
+                took = duration(flops / speed[s]) if fits else "does not fit"
+                cells += [f"{flops / 1e15:,.2f}", took, duration(flops / GPU)]
             lines.append(f"| {name} | {questions:,} | " + " | ".join(cells) + " |")
     return lines
 
@@ -123,7 +125,7 @@ def duration(seconds):
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
 
 
 def check(found):

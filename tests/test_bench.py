@@ -43,18 +43,19 @@ def test_a_replay_with_the_same_size_is_the_work_itself(load):
 def test_the_table_scales_with_the_questions():
     calls = [("forward", False, 100, 1000, 10), ("backward", True, 100, 1000, 10)]
     piece = dict(calls=calls, seconds=2.0, flops=4e11)
-    lines = prediction.table({"questions": 5, "stage 1": piece, "stage 3": piece})
+    lines = prediction.table({"questions": 5, "stage 1": piece, "stage 3": piece}, memory=24)
     assert len(lines) == 2 + 6
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[2:]]
     size = sizes()["7B"]
     flops = Recorder(calls=calls).replay(size) / 5 * 20_000
     assert cells[-1] == [
-        "7B", "20,000", *[f"{flops / 1e15:,.2f}", duration(flops / 2e11), duration(flops / prediction.GPU)] * 2,
+        "7B", "20,000", *[f"{flops / 1e15:,.2f}", "does not fit", duration(flops / prediction.GPU)] * 2,
     ]  # fmt: skip
+    assert cells[-3][3] == duration(Recorder(calls=calls).replay(sizes()["1.5B"]) / 5 * 20_000 / 2e11)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(5.4, "5 s"), (119, "119 s"), (121, "2 min"), (7300, "2 h"), (4e5, "5 d")]
+    ("seconds", "text"), [(0.4, "< 1 s"), (5.4, "5 s"), (119, "119 s"), (121, "2 min"), (7300, "2 h"), (4e5, "5 d")]
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
@@ -87,11 +88,11 @@ def test_growth_is_shown_for_each_doubling(tmp_path):
 
 def test_a_line_has_the_ratio_first():
     row = setting.compared("work", "≥ 2x", {"ours": [1, 1, 1], "peer": [2.0, 3.0, 8.0]}, "note")
-    assert report.line(row) == "| work | ≥ 2x | **3.0×** (2.0 to 8.0) | 1 s | 3 s | note |"
-    share = dict(work="peak", target="≤ 1/2", share=0.4, note="1 and 2.5 GiB")
-    assert report.line(share) == "| peak | ≤ 1/2 | **0.40** |  |  | 1 and 2.5 GiB |"
+    assert report.line(row) == "| work | ≥ 2x | **3.0×** (2.0 to 8.0) | met | 1 s | 3 s | note |"
+    share = dict(work="peak", target="≤ 1/2", share=0.6, cells=["1.5 GiB", "2.5 GiB"])
+    assert report.line(share) == "| peak | ≤ 1/2 | **0.60** | **missed** | 1.5 GiB | 2.5 GiB |  |"
     seconds = dict(work="help", target="< 1 s", ours=[0.1, 0.3, 0.2])
-    assert report.line(seconds) == "| help | < 1 s | **0.20 s** | 0.2 s |  |  |"
+    assert report.line(seconds) == "| help | < 1 s | **0.20 s** | met | 0.2 s |  |  |"
 
 
 def test_the_numbers_of_the_committed_page_are_those_of_its_json():
