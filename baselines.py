@@ -1,10 +1,46 @@
-"""Confidences that know nothing about a question, or only its family: what every method has to beat.
+"""What we compare with: confidences that cost no training.
 
-A constant confidence at the right level has a perfect ECE, and a student that only recognises hard families looks
-good on a mixed test set. These rows show both.
+Constants, which every method has to beat: a constant confidence at the right level has a perfect ECE, and a student
+that only recognises hard families looks good on a mixed test set.
+
+    base rate      the accuracy on labelled questions
+    family prior   the accuracy of the question's family there
+
+From the samples that are there anyway, â the answer and s_1 ... s_n the samples (FREE):
+
+    sequence probability   exp(log P(â | x) / tokens of â)
+    self-consistency       share of the s_i that equal â                    Wang et al. 2022, arXiv 2203.11171
+    semantic entropy       -sum_k q_k log q_k, q_k the share of the s_i in cluster k     Kuhn et al., 2302.09664
+
+By reading each question again (READING): the confidence that the untrained model states, with and without examples, and
+P(True), its probability that "True" comes next when it is asked about its answer (Kadavath et al., arXiv 2207.05221).
+
+Left out: clusters by entailment, which need another model; ours are by the kernel.
 """
 
+import difflib
+
 import numpy as np
+
+from data import normalise
+
+FREE = ("probability", "consistency", "clusters")
+READING = {  # name -> how it is stated, and the prompt that asks for it
+    "stated": lambda prompt: ("untrained", prompt),
+    "zero-shot": lambda prompt: ("zero-shot", prompt.zero_shot()),
+    "p-true": lambda prompt: ("p-true", prompt.true_or_false()),
+}
+
+
+def chosen(names):
+    """"stated, p-true" -> ["stated", "p-true"]. Raises ValueError for an unknown one, with the nearest known one."""
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    for name in found:
+        if name not in READING:
+            near = difflib.get_close_matches(name, READING, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(READING)}"
+            raise ValueError(f"no baseline is called {name!r}; {hint}")
+    return list(dict.fromkeys(found))
 
 
 def base_rate(labels, n):
@@ -20,3 +56,26 @@ def family_prior(labels, families, asked):
     labels, families = np.asarray(labels, dtype=float), np.asarray(families)
     rate = {f: labels[families == f].mean() for f in set(families.tolist())}
     return np.array([rate.get(f, labels.mean()) for f in asked])
+
+
+def sequence_probability(logprob, tokens):
+    """Geometric mean of the probabilities of an answer's tokens, its end included. nats, count -> in (0, 1]"""
+    return float(np.exp(logprob / tokens))
+
+
+def self_consistency(answer, samples):
+    """Share of the samples that equal the answer after normalisation. -> in [0, 1]"""
+    return float(np.mean([normalise(s) == normalise(answer) for s in samples]))
+
+
+def cluster_entropy(gram):
+    """Entropy of the clusters of n samples, in nats, from their Gram matrix (n, n).
+
+    A sample joins the first cluster whose first member is like it, with a kernel above 1/2.
+    """
+    sizes = {}
+    for i in range(len(gram)):
+        first = next((j for j in sizes if gram[i, j] > 0.5), i)
+        sizes[first] = sizes.get(first, 0) + 1
+    share = np.array(list(sizes.values())) / len(gram)
+    return float(-(share * np.log(share)).sum()) + 0.0  # no -0.0

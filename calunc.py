@@ -58,11 +58,13 @@ def pipeline(args, config):
         print(f"{stage}: done before with the same settings")
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     if todo:
-        import stages  # only here, because torch takes seconds to import and --help should not
+        import compare  # only here, because torch takes seconds to import and --help should not
+        import stages
 
         start = time.perf_counter()
         # whatever cannot be loaded is found before anything is written
         questions = stages.load_questions(config) if "sample" in todo else None
+        compare.baselines.chosen(config.baselines)
         if config.embedder != "self":
             stages.lm.find(config.embedder)
         model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
@@ -72,12 +74,12 @@ def pipeline(args, config):
         run.folder.mkdir(parents=True, exist_ok=True)
         run.start(todo[0])
         run.write("config.json", asdict(config))
-        run.write("environment.json", stages.report.environment(model.device, model.model.dtype))
+        run.write("environment.json", compare.report.environment(model.device, model.model.dtype))
         work = {
             "sample": lambda: stages.sample(config, run, model, prompt, questions),
             "calibrate": lambda: stages.calibrate(config, run, model, prompt),
             "train": lambda: stages.train(config, run, model, prompt),
-            "eval": lambda: stages.evaluate(config, run, model, prompt),
+            "eval": lambda: compare.evaluate(config, run, model, prompt),
         }
     for stage in todo:
         run.start(stage)

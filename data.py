@@ -174,56 +174,71 @@ def split(questions, sizes, seed):
 # Question, answer, and a stated confidence. Some answers are wrong and are doubted, so that the format shows the
 # whole range; they come from kinds of questions that no built-in family asks.
 EXAMPLES = (
-    ("How many legs does a spider have?", "8", 97),
-    ("Who painted the Mona Lisa?", "Leonardo da Vinci", 95),
-    ("What is the tallest animal on land?", "Elephant", 15),
-    ("Which instrument has 88 keys?", "Piano", 90),
-    ("In which year did the Berlin Wall fall?", "1991", 40),
+    ("How many legs does a spider have?", "8", "97%"),
+    ("Who painted the Mona Lisa?", "Leonardo da Vinci", "95%"),
+    ("What is the tallest animal on land?", "Elephant", "15%"),
+    ("Which instrument has 88 keys?", "Piano", "90%"),
+    ("In which year did the Berlin Wall fall?", "1991", "40%"),
 )
 ASK = "Answer the question with a few words and nothing else."
-HOW_SURE = "How likely is it that your answer is right? Reply with one number in percent, like this: Confidence: 62%"
-THINK = "Think in one or two sentences whether your answer is right."
 LABEL = "Confidence:"
+HOW_SURE = f"How likely is it that your answer is right? Reply with one number in percent, like this: {LABEL} 62%"
+THINK = "Think in one or two sentences whether your answer is right."
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template)."""
+    """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
+
+    The second turn asks `ask`, in chat form alone, and begins with `label`; examples: question, answer, and what
+    follows the label.
+    """
 
     lm: object
     style: str
     examples: tuple = EXAMPLES
+    label: str = LABEL
+    ask: str = HOW_SURE
+
+    def zero_shot(self):
+        """The same without examples; in chat form if there is one, because a bare label explains nothing."""
+        return replace(self, examples=(), style="chat" if self.lm.tokenizer.chat_template else self.style)
+
+    def true_or_false(self):
+        """The second turn asks whether the answer is true."""
+        examples = tuple((q, a, str(float(c.rstrip("%")) > 50)) for q, a, c in self.examples)
+        return replace(self, examples=examples, label="True or false:", ask="Is your answer true? Reply True or False.")
 
     def answer(self, question):
-        """The first turn: what comes next is the answer."""
+        """The first turn: what comes next is the answer. The examples show both turns, so that the second can go on."""
         if self.style == "chat":
-            turns = [(f"{ASK}\n\n{q}", a) for q, a, _ in self.examples]
+            turns = []
+            for q, a, c in self.examples:
+                turns += [(f"{ASK}\n\n{q}", a), (self.ask, f"{self.label} {c}")]
             return self.lm.encode(self._chat([*turns, (f"{ASK}\n\n{question}", None)]))
-        shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a, _ in self.examples)
+        shots = "".join(f"Question: {q}\nAnswer: {a}\n{self.label} {c}\n\n" for q, a, c in self.examples)
         return self.lm.encode(f"{shots}Question: {question}\nAnswer:", special=True)
 
     def confidence(self, question, answer, reason=False):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
 
-        The base model reads the context; the adapter is on from the turn on. What comes next is a percentage, or the
-        reasoning. They are encoded apart, so that no token stands across the border.
+        The context begins with `answer(question)`, so that what was read to answer need not be read again. The base
+        model reads it; the adapter is on from the turn on. What comes next is a percentage, or the reasoning. They are
+        encoded apart, so that no token stands across the border.
         """
+        context = self.answer(question)
         if self.style == "chat":
-            turns = []
-            for q, a, c in self.examples:
-                turns += [(f"{ASK}\n\n{q}", a), (HOW_SURE, f"{LABEL} {c}%")]
-            turns.append((f"{ASK}\n\n{question}", answer))
-            last = f"{THINK} {HOW_SURE}" if reason else HOW_SURE
-            text, end = self._chat([*turns, (last, None)]), "" if reason else LABEL
-            at = text.rindex(last)
-            return self.lm.encode(text[:at]), self.lm.proceed(text[at:] + end)
-        shots = "".join(f"Question: {q}\nAnswer: {a}\n{LABEL} {c}%\n\n" for q, a, c in self.examples)
-        context = self.lm.encode(f"{shots}Question: {question}\nAnswer: {answer}", special=True)
-        return context, self.lm.proceed("\nReasoning:" if reason else f"\n{LABEL}")
+            last = f"{THINK} {self.ask}" if reason else self.ask
+            # what the template puts after an answer, and around the next turn
+            closing, _, opening = self._chat([(ASK, "ANSWER"), (last, None)]).rpartition("ANSWER")[2].partition(last)
+            turn = self.lm.proceed(last + opening + ("" if reason else self.label))
+            return context + self.lm.proceed(answer + closing), turn
+        turn = self.lm.proceed("\nReasoning:" if reason else f"\n{self.label}")
+        return context + self.lm.proceed(f" {answer}"), turn
 
     def after_reasoning(self, thought):
         """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
-        return self.lm.proceed(LABEL if self.lm.decode(thought).endswith("\n") else f"\n{LABEL}")
+        return self.lm.proceed(("" if self.lm.decode(thought).endswith("\n") else "\n") + self.label)
 
     def _chat(self, turns):
         messages = []

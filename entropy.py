@@ -60,15 +60,14 @@ def gram(embeddings, kernel="rbf", gamma=1.0):
     return k
 
 
-def entropies(embeddings, kernel="rbf", gamma=1.0):
-    """von_neumann(gram(...)) of many questions. (N, n, d) -> (N,) float64, in nats; N at least 1.
+def grams(embeddings, kernel="rbf", gamma=1.0):
+    """gram(...) of many questions. (N, n, d) -> (N, n, n) float64; N at least 1.
 
     In chunks that fit a processor's cache: no more memory than the embeddings have, and several times the speed.
     Raises ValueError as `gram` does.
     """
     rows = max(1, CHUNK // (np.size(embeddings[0]) or 1))
-    chunks = (embeddings[i : i + rows] for i in range(0, len(embeddings), rows))
-    return np.concatenate([von_neumann(gram(chunk, kernel, gamma)) for chunk in chunks])
+    return np.concatenate([gram(embeddings[i : i + rows], kernel, gamma) for i in range(0, len(embeddings), rows)])
 
 
 def von_neumann(gram):

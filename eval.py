@@ -7,6 +7,7 @@ Every metric is (confidence, correct) -> float, of N answers with confidence c_i
     NLL   = -mean [y_i log c_i + (1 - y_i) log(1 - c_i)]          in nats
     AUROC = P(c of a right answer > c of a wrong one) + P(equal) / 2
     AURC  = mean over k = 1..N of the error rate among the k most confident answers
+    Brier = reliability - resolution + uncertainty                Murphy 1973, up to the spread inside the bins
 
 Stated confidences are round numbers, so ties and bin edges are the rule: each metric says how it treats them.
 A constant confidence equal to the accuracy has ECE 0: never read ECE without AUROC and a base-rate row.
@@ -15,8 +16,7 @@ AUROC within families asks what the confidence knows about a question beyond whi
 Everything is computed from counts (R, N), how often each answer occurs in each of R resamples: ones for a
 metric, multinomial for the bootstrap. So there is one implementation, and resamples cost array operations.
 
-Left out: ECE with other norms or debiased, which only make numbers harder to compare; paired tests (for equal
-N and seed every method gets the same resamples, so a paired interval is a few lines more).
+Left out: ECE with other norms or debiased, which only make numbers harder to compare.
 """
 
 import numpy as np
@@ -30,6 +30,7 @@ COLUMNS = {
     "nll": "NLL",
     "auroc": "AUROC",
     "auroc_within": "AUROC within",
+    "ece_within": "ECE within",
     "aurc": "AURC",
 }
 
@@ -127,7 +128,9 @@ def metrics(confidence, correct, family=None):
     """All of them. (N,), (N,), family (N,) of any labels -> dict of name to number.
 
     n, accuracy, mean_confidence, distinct (the number of different confidences), ece, ece_mass, brier, nll,
-    auroc, aurc, and with families, else nan:
+    auroc, aurc; Murphy's decomposition of the Brier score in ten bins of equal width: reliability, the mean squared
+    gap between confidence and accuracy, low is good; resolution, the variance of the accuracy over the bins, high is
+    good; uncertainty, accuracy (1 - accuracy), which no confidence can change. And with families, else nan:
     auroc_within: mean of the AUROC inside each family that has both classes; nan if none has.
     ece_within: mean of the ECE (width) inside each family, weighted by its size.
     Raises ValueError: see _validate; family of another length.
@@ -146,9 +149,16 @@ def bootstrap(confidence, correct, family=None, resamples=1000, seed=0, level=0.
     leans upwards, the more the smaller N, and may lie above the estimate.
     Raises ValueError as metrics does; resamples < 1; level not between 0 and 1. Source: Efron 1979.
     """
+    values = resampled(confidence, correct, family, resamples, seed)
+    return {name: interval(v, level) for name, v in values.items()}
+
+
+def resampled(confidence, correct, family=None, resamples=1000, seed=0):
+    """Every metric of each resample. -> {name: (resamples,)}. Equal N and seed: the same questions are drawn, so that
+    differences between methods are paired. Raises ValueError as bootstrap."""
     confidence, correct = _validate(confidence, correct)
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"resamples must be >= 1 and level between 0 and 1, not {resamples} and {level}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be >= 1, not {resamples}")
     family, n = _families(family, confidence), len(confidence)
     rng, chunks = np.random.default_rng(seed), []
     rows = max(1, 200_000 // n)  # resamples at a time, to bound the memory
@@ -157,13 +167,16 @@ def bootstrap(confidence, correct, family=None, resamples=1000, seed=0, level=0.
         row = np.arange(len(drawn))[:, None]
         counts = np.bincount((row * n + drawn).ravel(), minlength=drawn.size).reshape(drawn.shape)
         chunks.append(_metrics(confidence, correct, family, counts))
-    intervals = {}
-    for name in chunks[0]:
-        values = np.concatenate([chunk[name] for chunk in chunks])  # (resamples,)
-        values = values[~np.isnan(values)]
-        tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
-        intervals[name] = (float(tails[0]), float(tails[1]))
-    return intervals
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def interval(values, level=0.95):
+    """Percentile interval. (R,) -> (lo, hi), without nan; (nan, nan) if there is nothing else."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    values = values[~np.isnan(values)]
+    tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
+    return float(tails[0]), float(tails[1])
 
 
 def with_missing(confidence, correct):
@@ -254,6 +267,7 @@ def _metrics(confidence, correct, family, counts):
         "auroc_within": auroc_within,
         "ece_within": ece_within,
         "aurc": _risk(confidence, correct, counts).mean(axis=1),
+        **_murphy(confidence, correct, counts, width, 10),
     }
 
 
@@ -271,6 +285,21 @@ def _ece(confidence, correct, counts, index, bins):
     cell = np.arange(len(counts))[:, None] * bins + index  # (R, N), one number for each resample and bin
     gap = np.bincount(cell.ravel(), (counts * (correct - confidence)).ravel(), len(counts) * bins)
     return np.abs(gap.reshape(-1, bins)).sum(axis=1) / counts.sum(axis=1)
+
+
+def _murphy(confidence, correct, counts, index, bins):
+    """The terms of Murphy's decomposition. -> dict of name to (R,)."""
+    cell = (np.arange(len(counts))[:, None] * bins + index).ravel()  # (R N,)
+    n, stated, right = (
+        np.bincount(cell, (counts * x).ravel(), len(counts) * bins).reshape(-1, bins) for x in (1, confidence, correct)
+    )  # (R, bins) each
+    size, total = np.maximum(n, 1), n.sum(axis=1)
+    accuracy = right.sum(axis=1) / total
+    return {
+        "reliability": (n * ((stated - right) / size) ** 2).sum(axis=1) / total,
+        "resolution": (n * (right / size - accuracy[:, None]) ** 2).sum(axis=1) / total,
+        "uncertainty": accuracy * (1 - accuracy),
+    }
 
 
 def _bin(confidence, counts, bins, scheme):

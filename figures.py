@@ -95,8 +95,9 @@ def risk_coverage(methods, path):
 def entropy_curve(entropy, correct, platt, path):
     """Accuracy against entropy in 10 bins of equal count, and the fitted curve sigma(a H + b) over it.
 
-    entropy (N,) in nats; correct (N,) of 0 and 1; platt: a platt.Platt. Bars are Wilson 95% intervals. The
-    light points are the single answers, right ones above and wrong ones below, spread out to be seen.
+    entropy (N,) in nats; correct (N,) of 0 and 1; platt: a platt.Platt, which has no curve if it is of several
+    scores. Bars are Wilson 95% intervals. The light points are the single answers, right ones above and wrong ones
+    below, spread out to be seen.
     """
     entropy, correct = np.asarray(entropy, dtype=np.float64), np.asarray(correct)
     if len(entropy) == 0:
@@ -108,13 +109,15 @@ def entropy_curve(entropy, correct, platt, path):
     axes.scatter(entropy, np.where(correct == 1, 1 + spread, -spread), 6, color=SKY, alpha=0.5, lw=0)
     axes.vlines(mean, *wilson(accuracy * count, count), color=BLUE, lw=1.5)
     axes.scatter(mean, accuracy, 30, color=BLUE, zorder=3, label="accuracy, 95% interval")
-    h = np.linspace(min(0, entropy.min()), max(entropy.max(), 0.1), 200)
-    axes.plot(h, platt.predict(h), color=RED, lw=2, label="Platt fit, σ(aH + b)")
-    fit = f"fit: a = {platt.a:.2f} per nat, b = {platt.b:.2f}"
-    axes.set_title(f"Accuracy should fall as entropy rises\n({fit})", fontsize="medium")
+    title, falls = "Accuracy should fall as entropy rises", True
+    if not isinstance(platt.a, tuple):
+        h = np.linspace(min(0, entropy.min()), max(entropy.max(), 0.1), 200)
+        axes.plot(h, platt.predict(h), color=RED, lw=2, label="Platt fit, σ(aH + b)")
+        title, falls = f"{title}\n(fit: a = {platt.a:.2f} per nat, b = {platt.b:.2f})", platt.a <= 0
+    axes.set_title(title, fontsize="medium")
     axes.set(xlabel="entropy of the sampled answers (nats)", ylabel="accuracy, P(correct)")
     axes.set(ylim=(-0.15, 1.15), yticks=[0, 0.25, 0.5, 0.75, 1])
-    x, side = (1, "right") if platt.a <= 0 else (0, "left")  # where the curve is low
+    x, side = (1, "right") if falls else (0, "left")  # where the curve is low
     axes.legend(fontsize="small", frameon=False, loc=f"upper {side}", bbox_to_anchor=(x, 0.9))
     _plain(axes)
     _save(figure, path)

@@ -123,13 +123,15 @@ def _pick(logits, temperature, uniform):
 
 
 @torch.no_grad()
-def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None):
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None, logprobs=False):
     """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
 
     prompts: Q lists of token ids, or a prefix.Read of them; temperatures: one per completion, 0 is greedy; stop: set of
     token ids; seeds: one per prompt; heads: what each completion is to begin with, Q lists of lists of token ids.
-    Returns Q lists of lists of token ids, without the heads; a stop token, where one was sampled, is the last.
-    A completion depends on its own seed alone, not on its batch. Raises ValueError beyond the model's context.
+    Returns Q lists of lists of token ids, without the heads; a stop token, where one was sampled, is the last. With
+    logprobs also log softmax(logits) of each completion, at temperature 1 whatever it was sampled at: Q lists of lists
+    of floats, in nats. A completion depends on its own seed alone, not on its batch. Raises ValueError beyond the
+    model's context.
     """
     n, device = len(temperatures), lm.device
     read, prompts = (prompts, prompts.prompts) if isinstance(prompts, Read) else (None, prompts)
@@ -141,20 +143,23 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None):
     ]).to(device)  # (Q, n, T)  # fmt: skip
     temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
     rows = (read or Read(lm, prompts)).rows(range(len(prompts)), n)
-    out = [[list(head) for head in row] for row in heads]
+    out, logp = [[list(head) for head in row] for row in heads], [[0.0] * n for _ in prompts]
     # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
     left, groups, logits = list(range(len(prompts))), [[list(range(n))] for _ in prompts], rows.last  # (R, S, V)
     if any(any(row) for row in heads):
         logits, groups = _after_heads(rows, prompts, heads)
     for step in range(max_new_tokens):
-        drawn = _pick(logits, temperature, uniform[left, :, step]).tolist()  # (R, S, n)
+        drawn = _pick(logits, temperature, uniform[left, :, step])  # (R, S, n)
+        chosen = torch.zeros_like(drawn, dtype=torch.float32)
+        if logprobs:
+            chosen = logits.gather(-1, drawn).float() - logits.float().logsumexp(-1, keepdim=True)
         trees = []
-        for q, row, tokens in zip(left, groups, drawn, strict=True):
-            tree = {}
-            # the padding is in front
-            for group, token in zip(row, tokens[len(tokens) - len(row) :], strict=True):
+        for q, row, tokens, terms in zip(left, groups, drawn.tolist(), chosen.tolist(), strict=True):
+            tree, padding = {}, len(tokens) - len(row)  # the padding is in front
+            for group, token, term in zip(row, tokens[padding:], terms[padding:], strict=True):
                 for c in group:
                     out[q][c].append(token[c])
+                    logp[q][c] += term[c]
                     if token[c] not in stop:
                         tree.setdefault(tuple(out[q][c]), []).append(c)
             trees.append(tree)
@@ -166,7 +171,8 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None):
             left, trees = [left[r] for r in going], [trees[r] for r in going]
         groups = [list(tree.values()) for tree in trees]
         logits = feed(rows, [prompts[q] for q in left], trees)
-    return [[x[len(h) :] for x, h in zip(*pair, strict=True)] for pair in zip(out, heads, strict=True)]
+    new = [[x[len(h) :] for x, h in zip(*pair, strict=True)] for pair in zip(out, heads, strict=True)]
+    return (new, logp) if logprobs else new
 
 
 def _after_heads(rows, prompts, heads):

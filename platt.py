@@ -1,6 +1,6 @@
 """Platt scaling: a score -> the probability that the answer is correct.
 
-    p(s) = sigma(a s + b),  sigma(x) = 1 / (1 + exp(-x))
+    p(s) = sigma(a s + b),  sigma(x) = 1 / (1 + exp(-x));   of several scores: a . s
     (a, b) = argmin  -sum_i [ t_i log p(s_i) + (1 - t_i) log(1 - p(s_i)) ]
     t_i = (N+ + 1) / (N+ + 2) if answer i is correct, else 1 / (N- + 2)
 
@@ -30,25 +30,34 @@ CHUNK = 2**15  # scores at a time
 class Platt:
     """A fitted calibrator, p = sigma(a * score + b).
 
-    a: change in log-odds per unit of score (per nat, for an entropy); negative if a high score means unsure.
+    a: change in log-odds per unit of score (per nat, for an entropy); negative if a high score means unsure. A tuple
+        of F of them where each answer has F scores.
     b: log-odds at score 0.
     warnings: what was odd about the data, one sentence each; empty when all is well.
     fingerprint: what the scores depend on (n, temperature, embedder, kernel, gamma, prompt, model, ...), as
         values that JSON can hold, or None.
     """
 
-    a: float
+    a: float | tuple[float, ...]
     b: float
     warnings: tuple[str, ...] = ()
     fingerprint: dict | None = None
 
     def predict(self, scores):
-        """P(correct). (...) -> (...) float64. Raises ValueError on NaN or infinite scores."""
+        """P(correct). (...) -> (...) float64; F scores each: (..., F) -> (...).
+
+        Raises ValueError on NaN or infinite scores.
+        """
         s = np.asarray(scores, dtype=np.float64)
         if not np.isfinite(s).all():
             raise ValueError("scores have NaN or infinite values")
         with np.errstate(over="ignore"):  # an infinite log-odds is a probability of 0 or 1
-            return sigmoid(self.a * s + self.b)
+            return sigmoid((s @ self.a if isinstance(self.a, tuple) else self.a * s) + self.b)
+
+    def formula(self, names=("entropy", "similarity")):
+        """The fit in words, with the names of its scores."""
+        slopes = self.a if isinstance(self.a, tuple) else (self.a,)
+        return f"σ({' + '.join(f'{a:.3f} · {name}' for a, name in zip(slopes, names, strict=False))} + {self.b:.3f})"
 
     def check(self, fingerprint):
         """Raises ValueError, naming the fields that differ, unless the scores were made as those of the fit.
@@ -73,30 +82,34 @@ class Platt:
     @classmethod
     def from_json(cls, text):
         fields = json.loads(text)
-        return cls(**{**fields, "warnings": tuple(fields["warnings"])})
+        a = tuple(fields["a"]) if isinstance(fields["a"], list) else fields["a"]
+        return cls(**{**fields, "a": a, "warnings": tuple(fields["warnings"])})
 
 
 def fit(scores, labels, smooth=True, fingerprint=None):
-    """Fit p = sigma(a * score + b) by maximum likelihood. (N,), (N,) -> Platt.
+    """Fit p = sigma(a * score + b) by maximum likelihood. (N,), (N,) -> Platt. F scores each: (N, F), (N,) -> Platt.
 
     labels: 1 or True for a correct answer, 0 or False for a wrong one.
     smooth: Platt's smoothed targets; False fits the labels themselves, as plain logistic regression does.
 
     Fitted, with a warning: one class only, or constant scores (a = 0, b = log-odds of the mean target);
-        classes that a threshold on the score separates (only smoothing keeps the slope finite); a > 0.
-    Raises ValueError: no data, other than one dimension, lengths differ, NaN or infinite scores, labels other
-        than 0 and 1; with smooth=False also one class, or classes that a threshold separates, as the maximum
-        is then at infinity.
+        classes that a threshold on one score separates (only smoothing keeps the slope finite); a > 0 of a
+        single score.
+    Raises ValueError: no data, other shapes, NaN or infinite scores, labels other than 0 and 1; with
+        smooth=False also one class, or classes that a threshold separates, as the maximum is then at infinity.
     """
     s, y = _validate(scores, labels)
+    several = s.ndim == 2
+    s = s.reshape(len(s), -1).T  # (F, N)
     n_pos = int(y.sum())
     n_neg = len(y) - n_pos
     t = np.where(y == 1, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2)) if smooth else y
-    middle, spread = s.max() / 2 + s.min() / 2, s.max() / 2 - s.min() / 2  # halved first: cannot overflow
+    high, low = s.max(axis=1), s.min(axis=1)  # (F,)
+    middle, spread = high / 2 + low / 2, high / 2 - low / 2  # halved first: cannot overflow
     one_class = n_pos == 0 or n_neg == 0
-    constant = spread <= 1e-12 * np.abs(s).max()  # nothing but rounding tells the scores apart
-    separable = not (one_class or constant) and (
-        s[y == 0].max() <= s[y == 1].min() or s[y == 1].max() <= s[y == 0].min()
+    varies = spread > 1e-12 * np.abs(s).max(axis=1)  # else nothing but rounding tells the scores apart
+    separable = not one_class and any(
+        x[y == 0].max() <= x[y == 1].min() or x[y == 1].max() <= x[y == 0].min() for x in s[varies]
     )
     if not smooth and (one_class or separable):
         raise ValueError("without smoothing, one class or separable classes have no finite fit")
@@ -104,29 +117,35 @@ def fit(scores, labels, smooth=True, fingerprint=None):
     warnings = []
     if one_class:
         warnings.append(f"all {len(y)} labels are {int(y[0])}: the fit is a constant and ignores the score")
-    if constant:
-        warnings.append(f"all {len(s)} scores are the same: the fit is a constant and ignores the score")
+    if not varies.any():
+        warnings.append(f"all {len(y)} scores are the same: the fit is a constant and ignores the score")
     if separable:
         warnings.append("a threshold on the score separates the labels: only smoothing bounds the slope")
-    if one_class or constant:
-        return Platt(0.0, _log_odds(t.mean()), tuple(warnings), fingerprint)
+    a = np.zeros(len(s))
+    if one_class or not varies.any():
+        return Platt(_slopes(a, several), _log_odds(t.mean()), tuple(warnings), fingerprint)
 
-    a, b = _newton((s - middle) / spread, t)  # scores on [-1, 1], whatever their unit
+    middle, spread = middle[varies, None], spread[varies, None]
+    *slopes, b = _newton((s[varies] - middle) / spread, t)  # scores on [-1, 1], whatever their unit
     with np.errstate(over="ignore"):
-        a = a / spread
-    b = b - a * middle
-    if not (np.isfinite(a) and np.isfinite(b)):
+        a[varies] = slopes / spread[:, 0]
+    b = b - a[varies] @ middle[:, 0]
+    if not (np.isfinite(a).all() and np.isfinite(b)):
         raise ValueError("the scores differ by so little that the slope overflows")
-    if a > 0:
+    if not several and a[0] > 0:
         warnings.append(
-            f"positive slope ({a:.3g}): a higher score goes with more correct answers, "
+            f"positive slope ({a[0]:.3g}): a higher score goes with more correct answers, "
             "the wrong sign for an uncertainty"
         )
-    return Platt(float(a), float(b), tuple(warnings), fingerprint)
+    return Platt(_slopes(a, several), float(b), tuple(warnings), fingerprint)
+
+
+def _slopes(a, several):
+    return tuple(a.tolist()) if several else float(a[0])
 
 
 def cross_fit(scores, labels, folds):
-    """Out-of-fold probabilities: no question is scored by a fit that saw its label. (N,) x 3 -> (N,).
+    """Out-of-fold probabilities: no question is scored by a fit that saw its label. (N,) or (N, F), (N,), (N,) -> (N,).
 
     folds: ints. Questions of fold k are predicted by a fit on all others; those of fold -1 are in every fit
         and never predicted: they get nan.
@@ -135,7 +154,7 @@ def cross_fit(scores, labels, folds):
     """
     s, y = _validate(scores, labels)
     folds = np.asarray(folds)
-    if folds.shape != s.shape or folds.dtype.kind not in "iu" or folds.min() < -1:
+    if folds.shape != y.shape or folds.dtype.kind not in "iu" or folds.min() < -1:
         raise ValueError(f"folds must be {len(s)} integers >= -1, one for each score")
     p = np.full(len(s), np.nan)
     for k in np.unique(folds[folds >= 0]):
@@ -157,31 +176,36 @@ def _log_odds(p):
 
 
 def _derivatives(z, t, theta):
-    """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats, its gradient (2,) and its Hessian (2, 2).
+    """Mean cross-entropy of sigmoid(a z + b) to the targets t, in nats, its gradient and its Hessian.
 
-    In chunks that stay in a processor's cache.
+    z (F, N), t (N,), theta (F + 1,): a and b. -> (), (F + 1,), (F + 1, F + 1). In chunks that stay in a processor's
+    cache.
     """
-    total = np.zeros(6)
-    for i in range(0, len(z), CHUNK):
-        z_, t_ = z[i : i + CHUNK], t[i : i + CHUNK]
-        x = theta[0] * z_ + theta[1]
+    loss, size = 0.0, len(theta)
+    gradient, hessian = np.zeros(size), np.zeros((size, size))
+    for i in range(0, z.shape[1], CHUNK):
+        z_, t_ = z[:, i : i + CHUNK], t[i : i + CHUNK]
+        x = theta[:-1] @ z_ + theta[-1]
         e = np.exp(-np.abs(x))
         larger = 1 / (1 + e)  # of p and 1 - p
         p = np.where(x >= 0, larger, e * larger)
-        loss = np.where(x >= 0, (1 - t_) * x, -t_ * x) + np.log1p(e)
+        loss += (np.where(x >= 0, (1 - t_) * x, -t_ * x) + np.log1p(e)).sum()
         residual, weight = p - t_, e * larger**2  # p (1 - p)
-        total += [loss.sum(), residual @ z_, residual.sum(), (weight * z_) @ z_, weight @ z_, weight.sum()]
-    loss, g_a, g_b, h_aa, h_ab, h_bb = total / len(z)
-    return loss, np.array([g_a, g_b]), np.array([[h_aa, h_ab], [h_ab, h_bb]])
+        weighted = weight * z_
+        gradient += [*(z_ @ residual), residual.sum()]
+        hessian[:-1, :-1] += weighted @ z_.T
+        hessian[-1] += [*weighted.sum(axis=1), weight.sum()]
+    hessian[:-1, -1] = hessian[-1, :-1]
+    return loss / len(t), gradient / len(t), hessian / len(t)
 
 
 def _newton(z, t):
-    """argmin over (a, b) of the cross-entropy, a convex function. z, t (N,) -> (2,)."""
-    theta = np.array([0.0, _log_odds(t.mean())])  # the best constant
+    """argmin over (a, b) of the cross-entropy, a convex function. z (F, N), t (N,) -> (F + 1,)."""
+    theta = np.array([0.0] * len(z) + [_log_odds(t.mean())])  # the best constant
     loss, gradient, hessian = _derivatives(z, t, theta)
     for _ in range(200):
         # the ridge is for the solve alone: it does not move the optimum
-        step = -np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(2), gradient)
+        step = -np.linalg.solve(hessian + 1e-12 * np.trace(hessian) * np.eye(len(theta)), gradient)
         descent = -gradient @ step  # twice the expected decrease of the loss
         if descent < 1e-22:
             return theta
@@ -197,10 +221,10 @@ def _newton(z, t):
 
 
 def _validate(scores, labels):
-    """-> scores float64 (N,), labels float64 (N,) of 0 and 1."""
+    """-> scores float64 (N,) or (N, F), labels float64 (N,) of 0 and 1."""
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    if s.ndim != 1 or s.shape != y.shape:
-        raise ValueError(f"scores and labels must be two lists of one length, not {s.shape} and {y.shape}")
+    if s.ndim not in (1, 2) or s.shape[:1] != y.shape:
+        raise ValueError(f"scores and labels must be lists of one length, not {s.shape} and {y.shape}")
     if s.size == 0:
         raise ValueError("there are no scores to fit")
     if not np.isfinite(s).all():

@@ -61,6 +61,17 @@ class Read:
         other.whole = self.whole.fork(chosen) if self.frozen else None
         return other
 
+    def then(self, more):
+        """-> Read of frozen prompts that go on: each with more tokens, at least one, which the base model reads."""
+        other = copy.copy(self)
+        other.prompts = [p + list(x) for p, x in zip(self.prompts, more, strict=True)]
+        check_context(self.lm, other.prompts)
+        position = [range(len(p), len(p) + len(x)) for p, x in zip(self.prompts, more, strict=True)]
+        with torch.no_grad(), adapter(self.lm, False):
+            other.whole = self.whole.fork(range(len(more)))
+            other.whole.last = other.whole.extend(more, [[[0]] * len(x) for x in more], position, keep=1)
+        return other
+
     def _own(self, chosen):
         """Read what is a prompt's own."""
         own, rows = [self.prompts[q][self.shared :] for q in chosen], self.stem.fork([0] * len(chosen))

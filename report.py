@@ -20,13 +20,23 @@ from eval import auroc, bootstrap, ece, metrics, spearman, table, with_missing
 # field of a row -> name in the tables
 METHODS = {
     "untrained": "Stated, untrained",
-    "trained": "Stated, trained",
+    "untrained, scaled": "Stated, untrained, Platt",
+    "zero-shot": "Stated, zero-shot",
+    "zero-shot, scaled": "Stated, zero-shot, Platt",
+    "probability": "Sequence probability",
+    "probability, scaled": "Sequence probability, Platt",
+    "p-true": "P(True)",
+    "p-true, scaled": "P(True), Platt",
+    "consistency": "Self-consistency",
+    "consistency, scaled": "Self-consistency, Platt",
+    "clusters, scaled": "Semantic entropy of clusters, Platt",
     "target": "Teacher: samples, entropy, Platt",
+    "trained": "Stated, trained",
+    "expected": "Expected, trained",
     "base rate": "Base rate",
     "family prior": "Family prior",
     "truth": "Known probability",
 }
-
 
 def environment(device="cpu", dtype=torch.float32):
     """What the numbers were made on, and how fast it multiplies matrices."""
@@ -62,7 +72,7 @@ def build(rows, fit, log, cost, stages, config, environment):
         "sets": sets,
         "cost": cost,
         "stages": stages,
-        "platt": {"a": fit.a, "b": fit.b, "fingerprint": fit.fingerprint},
+        "platt": {"a": fit.a, "b": fit.b, "formula": fit.formula(), "fingerprint": fit.fingerprint},
         "training": {"first": log[0], "last": log[-1]} if log else {},
         "warnings": [*(f"Platt scaling: {w}" for w in fit.warnings), *_warnings(sets, log)],
         "config": asdict(config),
@@ -81,8 +91,8 @@ def _evaluate(rows, config):
 
     table_rows, malformed = {}, {}
     for name, title in METHODS.items():
-        confidence = [r[name] for r in rows]
-        if name == "truth" and None in confidence:
+        confidence = [r.get(name) for r in rows]
+        if name not in rows[0] or name == "truth" and None in confidence:
             continue
         missing = np.array([c is None for c in confidence])
         (dropped, their_correct), (worst, _) = with_missing(confidence, correct)
@@ -100,13 +110,14 @@ def _evaluate(rows, config):
 
 def _agreement(rows):
     """Mean absolute difference and rank correlation between pairs of confidences, where both exist."""
-    found = {}
-    for one, other in (("untrained", "target"), ("trained", "target"), ("target", "truth"), ("trained", "truth")):
-        pairs = np.array([(r[one], r[other]) for r in rows if r[one] is not None and r[other] is not None], dtype=float)
-        if len(pairs) > 1:
-            a, b = pairs.T
+    found, students = {}, [name for name in ("untrained", "trained", "expected") if name in rows[0]]
+    pairs = [(one, "target") for one in students] + [(one, "truth") for one in ("target", *students)]
+    for one, other in pairs:
+        both = np.array([(r[one], r[other]) for r in rows if r[one] is not None and r[other] is not None], dtype=float)
+        if len(both) > 1:
+            a, b = both.T
             found[f"{METHODS[one]} v {METHODS[other].lower()}"] = {
-                "n": len(pairs), "mean_absolute_difference": float(np.abs(a - b).mean()), "spearman": spearman(a, b)
+                "n": len(both), "mean_absolute_difference": float(np.abs(a - b).mean()), "spearman": spearman(a, b)
             }  # fmt: skip
     return found
 
@@ -114,7 +125,7 @@ def _agreement(rows):
 def _family(rows):
     correct = np.array([r["correct"] for r in rows])
     found = {"n": len(rows), "accuracy": float(correct.mean())}
-    for name in ("untrained", "trained", "target"):
+    for name in [n for n in ("untrained", "trained", "expected", "target") if n in rows[0]]:
         worst = with_missing([r[name] for r in rows], correct)[1][0]
         found[name] = {"auroc": auroc(worst, correct), "ece": ece(worst, correct)}
     return found
@@ -145,9 +156,10 @@ def markdown(report):
     lines = ["# Report", ""]
     for name, s in report["sets"].items():
         lines += [f"## {name}", "", f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap.", ""]
-        lines += [table(s["methods"]), ""]
+        lines += [table(s["methods"]), "", *_ceiling(s["methods"])]
         if s["agreement"]:
-            lines += ["| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]
+            lines += ["Distillation error: student v teacher. Teacher error: teacher v the known probability.", "",
+                      "| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]  # fmt: skip
             for pair, a in s["agreement"].items():
                 lines.append(f"| {pair} | {a['n']} | {a['mean_absolute_difference']:.3f} | {_number(a['spearman'])} |")
             lines.append("")
@@ -173,12 +185,22 @@ def markdown(report):
                      f"{speed:.1f} | {speed / peak:.2f} |")  # fmt: skip
     p, c = report["platt"], report["config"]
     versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
-    lines += ["", "## Settings", "", f"Platt scaling: P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f}).",
+    lines += ["", "## Settings", "", f"Platt scaling: P(correct) = {p['formula']}.",
               f"Grader: {c['grader']}. Model: {c['model']}. Questions: {c['dataset']}. Seed: {c['seed']}.",
               "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""]  # fmt: skip
     if report["warnings"]:
         lines += ["## Warnings", "", *(f"- {w}" for w in report["warnings"]), ""]
     return "\n".join(lines)
+
+
+def _ceiling(methods):
+    """Murphy's decomposition of the Brier score: how far each method's confidences can be trusted, and tell apart."""
+    lines = ["Brier score = reliability (low is good) - resolution (high is good) + uncertainty, in ten bins.", "",
+             "| | Brier | Reliability | Resolution | Uncertainty |", "|---|---:|---:|---:|---:|"]  # fmt: skip
+    for title, m in methods.items():
+        cells = " | ".join(f"{m[name]:.3f}" for name in ("brier", "reliability", "resolution", "uncertainty"))
+        lines.append(f"| {title} | {cells} |")
+    return [*lines, ""]
 
 
 def _number(value):

@@ -15,6 +15,7 @@ not the default: it was measured to make models overconfident (arXiv 2508.11800)
 Left out: a value network (the group is the baseline) and a reward on the answer: the answer is frozen text.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import LABEL, parse_confidence
-from lm import completion_logprobs, sample, seed_of, stop_ids
+import statements
+from amp import Optimizer
+from lm import completion_logprobs, seed_of
 from lora import adapter
-from prefix import Read, chunks, tree_of
+from prefix import chunks, tree_of
 
 KINDS = ("loo", "center", "zscore")
 
@@ -42,6 +44,25 @@ def calibration_reward(confidence, target, tolerance=0.05):
     if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
         raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
     return 0.0 if confidence is None else 1.0 - max(tolerance, abs(confidence - target))
+
+
+def brier_reward(confidence, correct):
+    """1 - (c - y)², the Brier score of the model's own answer; None earns 0.
+
+    The reward of RLCR, arXiv 2507.16806, which trains the answer too.
+    """
+    return 0.0 if confidence is None else 1.0 - (confidence - correct) ** 2
+
+
+def log_reward(confidence, correct, floor=0.01):
+    """1 + log(chance given to what happened) / log(1/floor): the logarithmic score on [0, 1]; None earns 0.
+
+    Confidences are clipped to [floor, 1 - floor]. The reward of Rewarding Doubt, arXiv 2503.02623, up to its scale.
+    """
+    if confidence is None:
+        return 0.0
+    c = min(max(confidence, floor), 1 - floor)
+    return 1.0 + math.log(c if correct else 1 - c) / math.log(1 / floor)
 
 
 def group_advantages(rewards, kind="loo"):
@@ -97,55 +118,17 @@ def kl_to_reference(logp, ref_logp, mask):
     return (0.5 * (logp - ref_logp) ** 2 * mask).sum()
 
 
-# ---- rollouts ---------------------------------------------------------------------------------------------------
+# ---- the loop ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """Q questions, G completions each: their prompts, token ids, which tokens were the model's choice, and c."""
+class Item:
+    """One training question with the model's own answer, which is frozen."""
 
-    prompts: Read  # by the base model
-    given: int  # tokens that each completion begins with: "Confidence:"
-    completions: list  # Q lists of G lists of token ids, where the adapter is on
-    actions: list  # the same shape, 1 where the token was sampled and 0 where it was forced
-    confidence: list  # Q lists of G, a float in [0, 1] or None
-
-    @property
-    def tokens(self):
-        """Number of sampled tokens."""
-        return sum(sum(a) for group in self.actions for a in group)
-
-
-def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=6):
-    """Let the model state its confidence in each (question, answer), `group` times. -> Rollouts
-
-    A completion is the forced beginning of the turn ("Confidence:") and the sampled number. With reasoning > 0 the
-    model first writes up to that many tokens, to the end of the line. Forced tokens are no actions.
-    """
-    prompts, turns = zip(*(prompt.confidence(q, a, reason=reasoning > 0) for q, a in asked), strict=True)
-    read = Read(lm, list(prompts), frozen=True)
-    completions, actions = [[turn] * group for turn in turns], [[[0] * len(turn)] * group for turn in turns]
-
-    def extend(rows, choice):
-        """Append to each completion, and note whether it was the model's choice."""
-        for x, a, new in zip(completions, actions, rows, strict=True):
-            x[:] = [old + tokens for old, tokens in zip(x, new, strict=True)]
-            a[:] = [old + [choice] * len(tokens) for old, tokens in zip(a, new, strict=True)]
-
-    if reasoning:
-        # the token that ends the thought is an action too
-        thoughts = sample(lm, read, [temperature] * group, reasoning, stop_ids(lm, "\n"), seeds, completions)
-        extend(thoughts, 1)
-        extend([[prompt.after_reasoning(t) for t in row] for row in thoughts], 0)
-    numbers = sample(lm, read, [temperature] * group, number_tokens, stop_ids(lm, "\n%"),
-                     [seed_of(seed, "number") for seed in seeds], completions)  # fmt: skip
-    extend(numbers, 1)
-    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
-    confidence = [[stated[tuple(t)] for t in row] for row in numbers]
-    return Rollouts(read, len(turns[0]), completions, actions, confidence)
-
-
-# ---- the loop ---------------------------------------------------------------------------------------------------
+    question: str
+    answer: str
+    target: float  # calibrated probability that the answer is correct
+    correct: int  # is it?
 
 
 @dataclass(frozen=True)
@@ -153,6 +136,8 @@ class Config:
     """What stage 3 depends on, beside the model, the questions and their targets."""
 
     steps: int = 300
+    gradient: str = "sampled"  # or "exact"
+    every: int = 1  # exact: each so many-th percentage
     questions: int = 16  # a step
     rollouts: int = 16  # a question (the group)
     temperature: float = 1.0  # of the rollouts, and of every log-probability
@@ -170,47 +155,6 @@ class Config:
     seed: int = 0
 
 
-def amp_dtype(amp, device):
-    """"auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
-    if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-class Optimizer:
-    """AdamW under AMP: master weights in float32; scale -> backward -> unscale -> clip -> step -> update."""
-
-    def __init__(self, lm, config, total_steps):
-        self.params = [p for p in lm.model.parameters() if p.requires_grad]
-        self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        # ten steps up, then straight down to zero
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total_steps, 1))
-        )
-        self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
-        # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
-        self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
-        self.max_grad_norm = config.max_grad_norm
-
-    def autocast(self):
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
-
-    def backward(self, loss):
-        self.scaler.scale(loss).backward()
-
-    def step(self):
-        """Clip, update, and return the gradient norm before clipping. An fp16 overflow skips the step."""
-        scale = self.scaler.get_scale()
-        self.scaler.unscale_(self.adam)
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
-        self.scaler.step(self.adam)
-        self.scaler.update()
-        self.adam.zero_grad()
-        if self.scaler.get_scale() >= scale:
-            self.schedule.step()
-        return float(norm)
-
-
 def batch_of(step, n, size, seed):
     """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
     places = range(step * size, (step + 1) * size)
@@ -223,12 +167,12 @@ def warm_up(lm, prompt, items, config, optimizer):
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
-    prompts, turns = zip(*(prompt.confidence(q, a) for q, a, _ in items), strict=True)
-    numbers = [lm.proceed(f" {5 * round(20 * p)}%") for _, _, p in items]
-    completions = [[turn + number] for turn, number in zip(turns, numbers, strict=True)]
+    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in items])
+    completions = [[asked.turn + lm.proceed(f" {5 * round(20 * x.target)}%")] for x in items]
     with optimizer.autocast():
-        read = Read(lm, list(prompts), frozen=True)
-        logp, mask = completion_logprobs(lm, read, completions, recompute=config.recompute, given=len(turns[0]))
+        logp, mask = completion_logprobs(
+            lm, asked.read, completions, recompute=config.recompute, given=len(asked.turn)
+        )
     loss = -(logp * mask).sum() / mask.sum()
     optimizer.backward(loss)
     optimizer.step()
@@ -249,12 +193,12 @@ def update(lm, batch, advantages, config, optimizer):
         parts = [every[i : i + config.micro_batch] for i in every[:: config.micro_batch]]
     else:  # as many questions as can hold their log-probabilities until the backward pass
         parts = chunks([len(tree_of(group)) for group in batch.completions], lm.chunk)
-    prompts = [batch.prompts.some(part) for part in parts]
+    reads = [batch.asked.read.some(part) for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
-    old, stats = {}, {}
+    given, old, stats = len(batch.asked.turn), {}, {}
 
     def logprobs(i, **kwargs):
-        return completion_logprobs(lm, prompts[i], completions[i], config.temperature, given=batch.given, **kwargs)
+        return completion_logprobs(lm, reads[i], completions[i], config.temperature, given=given, **kwargs)
 
     for number in range(config.updates):
         totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
@@ -285,10 +229,80 @@ def update(lm, batch, advantages, config, optimizer):
     return stats
 
 
-def train(lm, prompt, items, reward, config, on_step):
-    """REINFORCE / GRPO on the confidence turn.
+def update_exactly(lm, asked, said, rewards, config, optimizer):
+    """One optimiser step on the expected reward sum_c pi(c) r(c). rewards (Q, C) -> stats, log pi (Q, C)
 
-    lm: with a LoRA. items: (question, frozen answer, target) each. reward: (confidence or None, target) -> float.
+    The gradient is the one that REINFORCE estimates from rollouts, without noise; percentages that were left out of
+    `said`, and whatever is none, earn 0.
+    """
+    size, found, totals = len(rewards), [], {"loss": 0.0, "kl": 0.0}
+    questions = max(1, lm.chunk // len(tree_of([asked.turn + ids for ids in said.values()])))
+    for start in range(0, size, questions):
+        part = range(start, min(start + questions, size))
+        some = asked.some(part)
+        with optimizer.autocast():
+            logp = statements.log_policy(lm, some, said, config.temperature, config.recompute)  # (Q', C)
+        loss = -(logp.exp() * rewards[list(part)]).sum() / size
+        if config.kl:
+            with torch.no_grad(), adapter(lm, False), optimizer.autocast():
+                reference = statements.log_policy(lm, some, said, config.temperature)
+            kl = statements.divergence(logp, reference).sum() / size
+            loss = loss + config.kl * kl
+            totals["kl"] += kl.item()
+        optimizer.backward(loss)
+        totals["loss"] += loss.item()
+        found.append(logp.detach())
+    return {"grad_norm": optimizer.step(), **totals}, torch.cat(found)
+
+
+def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
+    """Rollouts, rewards, advantages, update. -> what is logged"""
+    seeds = [seed_of(config.seed, "rollout", step, i) for i in range(len(chosen))]
+    with optimizer.autocast():
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen], config.reasoning > 0)
+        batch = statements.rollout(
+            lm, prompt, asked, config.rollouts, config.temperature, seeds, config.reasoning
+        )
+    groups = zip(batch.confidence, chosen, strict=True)
+    rewards = np.array([[reward(c, x) for c in group] for group, x in groups])
+    stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
+    stated = [[c for c in group if c is not None] for group in batch.confidence]
+    numbers = sum(stated, [])
+    return {
+        "reward": float(rewards.mean()),
+        "malformed": 1 - len(numbers) / rewards.size,
+        "mean_confidence": float(np.mean(numbers)) if numbers else None,
+        "distinct": len(set(numbers)),
+        "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
+        "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
+        **stats,
+        "tokens": batch.tokens,
+    }
+
+
+def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
+    """All that can be said, its rewards, update. -> what is logged; `distinct` counts the likeliest of each question"""
+    with optimizer.autocast():
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen])
+    rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in chosen], device=lm.device)  # (Q, C)
+    stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
+    mean, number = statements.expected_confidence(logp, said)
+    return {
+        "reward": (logp.exp() * rewards).sum(-1).mean().item(),
+        "malformed": 1 - number.mean().item(),
+        "mean_confidence": mean.mean().item(),
+        "distinct": len(set(logp.argmax(-1).tolist())),
+        "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
+        "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+        **stats,
+        "tokens": 0,
+    }
+
+
+def train(lm, prompt, items, reward, config, on_step):
+    """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same objective.
+
+    lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float.
     on_step(dict): called with the metrics of every step.
     """
     optimizer = Optimizer(lm, config, config.warmup + config.steps * config.updates)
@@ -296,31 +310,18 @@ def train(lm, prompt, items, reward, config, on_step):
     for step in tqdm(range(config.warmup), desc="supervised warm-up", unit="step", disable=not config.warmup):
         chosen = [items[i] for i in batch_of(step, len(items), size, seed_of(config.seed, "warmup"))]
         warm_up(lm, prompt, chosen, config, optimizer)
+    exact = config.gradient == "exact"
+    said = statements.percentages(lm, config.every) if exact else None
+    if exact and not said:
+        raise ValueError("the exact gradient needs a tokenizer that can write percentages")
     bar = tqdm(range(config.steps), desc="reinforcement learning", unit="step")
     for step in bar:
         start = time.perf_counter()
         chosen = [items[i] for i in batch_of(step, len(items), size, seed_of(config.seed, "train"))]
-        with optimizer.autocast():
-            batch = rollout(
-                lm, prompt, [(q, a) for q, a, _ in chosen], config.rollouts, config.temperature,
-                [seed_of(config.seed, "rollout", step, i) for i in range(size)], config.reasoning,
-            )  # fmt: skip
-        pairs = zip(batch.confidence, (p for _, _, p in chosen), strict=True)
-        rewards = np.array([[reward(c, p) for c in group] for group, p in pairs])
-        stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
-        stated = [c for group in batch.confidence for c in group if c is not None]
-        said = [(np.mean([c for c in group if c is not None]), p)
-                for group, (_, _, p) in zip(batch.confidence, chosen, strict=True) if any(c is not None for c in group)]
-        record = {
-            "step": step,
-            "reward": float(rewards.mean()),
-            "malformed": 1 - len(stated) / rewards.size,
-            "mean_confidence": float(np.mean(stated)) if stated else None,
-            "distinct": len(set(stated)),
-            "correlation": correlation(said),
-            "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
-            **stats,
-            "tokens_per_second": batch.tokens / (time.perf_counter() - start),
-        }
+        if exact:
+            record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
+        else:
+            record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
         bar.set_postfix(reward=f"{record['reward']:.3f}", malformed=f"{record['malformed']:.2f}")
-        on_step(record)
+        tokens = record.pop("tokens")
+        on_step({"step": step, **record, "tokens_per_second": tokens / (time.perf_counter() - start)})

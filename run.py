@@ -51,6 +51,8 @@ class Config:
     gamma: float = flag(1.0, "of the rbf kernel", "calibrate")
     grader: str = flag("exact", "exact: normalised match or equal number; contains: as words", "calibrate",
                        choices=("exact", "contains"))  # fmt: skip
+    target: str = flag("question", "question: Platt scaling of the entropy; answer: of the entropy and the answer's "
+                       "mean similarity to the samples", "calibrate", choices=("question", "answer"))  # fmt: skip
     folds: int = flag(5, "of the cross-fitted targets", "calibrate")
 
     steps: int = flag(200, "of reinforcement learning [reported: 1000]", "train")
@@ -58,7 +60,14 @@ class Config:
     rollouts: int = flag(16, "per question [reported: 16]", "train")
     rollout_temperature: float = flag(1.0, "of the rollouts and their log-probabilities [reported: 1.5]", "train")
     reasoning: int = flag(0, "tokens that the model may think before the number", "train")
-    tolerance: float = flag(0.05, "of the reward 1 - max(tolerance, |c - p|) [reported: 0.05]", "train")
+    reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|) [reported]; brier, log: scores of c "
+                       "against the answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
+                       choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
+    tolerance: float = flag(0.05, "of the calibrated reward [reported: 0.05]", "train")
+    alpha: float = flag(0.5, "of the hybrid reward", "train")
+    gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages",
+                         "train", choices=("sampled", "exact"))  # fmt: skip
+    every: int = flag(1, "where all percentages are scored: each so many-th", "train")
     advantage: str = flag("loo", "loo, center, or zscore (GRPO's)", "train", choices=("loo", "center", "zscore"))
     lr: float = flag(2e-4, "learning rate of AdamW", "train")
     rank: int = flag(16, "of the LoRA [reported: 16]", "train")
@@ -72,6 +81,10 @@ class Config:
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
 
+    baselines: str = flag("", "beside those that cost nothing: stated (untrained, with Platt), zero-shot, p-true; "
+                          "commas join. Each reads the questions again", "eval")  # fmt: skip
+    readout: str = flag("stated", "of ask and predict; expected: the mean of what would be stated", None,
+                        choices=("stated", "expected"))  # fmt: skip
     resamples: int = flag(1000, "of the bootstrap", "eval")
     device: str = flag("auto", "auto: cuda if there is one", None, choices=("auto", "cpu", "cuda"))
 
@@ -95,7 +108,7 @@ def check(config):
     if config.samples < 2:
         raise ValueError(f"--samples is {config.samples}: an entropy needs at least 2 samples")
     positive = ("platt_questions", "train_questions", "test_questions", "ood_questions", "answer_tokens",
-                "sample_batch", "questions", "rollouts", "rank", "updates", "resamples", "folds",
+                "sample_batch", "questions", "every", "rollouts", "rank", "updates", "resamples", "folds",
                 "temperature", "rollout_temperature", "lr", "gamma", "max_grad_norm")  # fmt: skip
     for name in positive:
         if not getattr(config, name) > 0:
@@ -105,6 +118,12 @@ def check(config):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must not be negative")
     if config.folds < 2 or config.rollouts < 2:
         raise ValueError("--folds and --rollouts must be at least 2")
+    if config.readout == "expected" and config.reasoning:
+        raise ValueError("--readout expected takes no --reasoning, which cannot be enumerated")
+    if config.gradient == "exact" and (config.reasoning or config.updates > 1):
+        raise ValueError("--gradient exact takes no --reasoning, which cannot be enumerated, and one update a step")
+    if not 0 <= config.alpha <= 1:
+        raise ValueError(f"--alpha is {config.alpha}: it must be from 0 to 1")
     if config.warmup and config.reasoning:
         raise ValueError("--warmup has no reasoning to imitate: use it without --reasoning")
     if (config.model == "toy") != (config.dataset == "toy") or config.model == "toy" and config.ood:

@@ -6,9 +6,11 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
+import amp
 import lm
 import lora
 import rl
+import statements
 from bench.setting import MODEL, fewshot_questions, take_turns
 
 QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32, 64), (64, 128, 256, 512)
@@ -37,11 +39,12 @@ def measure():
 
     lora.add_lora(model)
     config = rl.Config(amp="off", kl=0.03)
-    optimizer, asked = rl.Optimizer(model, config, 1000), [(q.question, q.answers[0]) for q in questions[:8]]
+    optimizer, pairs = amp.Optimizer(model, config, 1000), [(q.question, q.answers[0]) for q in questions[:8]]
 
     def step(group):
         def run():
-            batch = rl.rollout(model, prompt, asked, group, 1.0, list(range(8)))
+            asked = statements.ask(model, prompt, pairs)
+            batch = statements.rollout(model, prompt, asked, group, 1.0, list(range(8)))
             rewards = np.random.default_rng(0).random((8, group))
             rl.update(model, batch, rl.group_advantages(rewards), config, optimizer)
 

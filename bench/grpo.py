@@ -47,20 +47,22 @@ def problem():
 
 
 def ours():
+    import amp
     import lora
     import rl
+    import statements
 
     model, prompt, items = problem()
     lora.add_lora(model, RANK, 2 * RANK)
     config = rl.Config(questions=QUESTIONS, rollouts=GROUP, lr=LR, amp="off", micro_batch=4)
-    optimizer = rl.Optimizer(model, config, 1000)
+    optimizer = amp.Optimizer(model, config, 1000)
     say(ready=True)
     for step in range(10**9):
         wait()
         start = time.perf_counter()
         seeds = range(step * QUESTIONS, (step + 1) * QUESTIONS)
-        asked = [(q, a) for q, a, _ in items]
-        batch = rl.rollout(model, prompt, asked, GROUP, 1.0, list(seeds), number_tokens=TOKENS)
+        asked = statements.ask(model, prompt, [(q, a) for q, a, _ in items])
+        batch = statements.rollout(model, prompt, asked, GROUP, 1.0, list(seeds), number_tokens=TOKENS)
         pairs = zip(batch.confidence, items, strict=True)
         rewards = [[rl.calibration_reward(c, p) for c in group] for group, (_, _, p) in pairs]
         rl.update(model, batch, rl.group_advantages(rewards), config, optimizer)

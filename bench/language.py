@@ -5,14 +5,17 @@ import time
 
 import torch
 
+import amp
 import cost
 import data
 import entropy
 import lm
 import lora
 import rl
+import statements
 from bench import grpo
 from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_turns
+from prefix import Read
 
 SAMPLES, ANSWER_TOKENS = 10, 16
 
@@ -121,8 +124,9 @@ def training_step():
     lora.add_lora(model)
     prompt, questions = fewshot_questions(model, 16)
     config = rl.Config(amp="off", kl=0.03)
-    optimizer = rl.Optimizer(model, config, 1000)
-    batch = rl.rollout(model, prompt, [(q.question, q.answers[0]) for q in questions], 16, 1.0, list(range(16)))
+    optimizer = amp.Optimizer(model, config, 1000)
+    asked = statements.ask(model, prompt, [(q.question, q.answers[0]) for q in questions])
+    batch = statements.rollout(model, prompt, asked, 16, 1.0, list(range(16)))
     advantages = rl.group_advantages(torch.rand(16, 16, generator=torch.Generator().manual_seed(0)))
     seconds, shares = [], []
     for repetition in range(6):
@@ -149,14 +153,15 @@ def using():
 
     def answers(temperatures):
         with lora.adapter(model, False):
-            return lm.sample(model, prompts, temperatures, ANSWER_TOKENS, stop, seeds)
+            read = Read(model, prompts, frozen=True)
+            return read, lm.sample(model, read, temperatures, ANSWER_TOKENS, stop, seeds)
 
     def entropies(samples):
         said = [data.clean_answer(model.decode(c)) for c in samples]
-        entropy.entropies(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1))
+        entropy.von_neumann(entropy.grams(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1)))
 
     def teacher():
-        drawn = answers([0.0] + [1.0] * SAMPLES)
+        _, drawn = answers([0.0] + [1.0] * SAMPLES)
         entropies([c for row in drawn for c in row[1:]])
         tokens["teacher"] = sum(len(c) for row in drawn for c in row)
 
@@ -166,10 +171,10 @@ def using():
             entropies(generate(model, prompts, stop, SAMPLES, **UNTRUNCATED))
 
     def student():
-        drawn = answers([0.0])
-        asked = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
-        stated = rl.rollout(model, prompt, asked, 1, 0.0, seeds)
-        tokens["student"] = sum(len(c) for row in drawn for c in row) + stated.tokens
+        read, drawn = answers([0.0])
+        pairs = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
+        _, stated, _ = statements.state(model, prompt, pairs, seeds, ["trained"], read=read)["trained"]
+        tokens["student"] = sum(len(c) for row in drawn for c in row) + stated
 
     took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})
     fewer, note = tokens["teacher"] / tokens["student"], f"{tokens['student']} and {tokens['teacher']} tokens"

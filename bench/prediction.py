@@ -92,11 +92,15 @@ def measure(questions=48):
 
     record("stage 1", lambda: lm.sample(model, prompts, [0.0] + [1.0] * 10, 16, stop, list(range(questions))))
     lora.add_lora(model)
-    items = [(q.question, q.answers[0], p) for q, p in zip(asked, np.linspace(0, 1, questions), strict=True)]
+    targets = np.linspace(0, 1, questions)
+    items = [rl.Item(q.question, q.answers[0], p, 1) for q, p in zip(asked, targets, strict=True)]
+
+    def reward(confidence, item):
+        return rl.calibration_reward(confidence, item.target)
 
     def train(batch, rollouts):
         config = rl.Config(steps=questions // batch, questions=batch, rollouts=rollouts, amp="off", kl=0.03)
-        return lambda: rl.train(model, prompt, items, rl.calibration_reward, config, lambda _: None)
+        return lambda: rl.train(model, prompt, items, reward, config, lambda _: None)
 
     record("stage 3", train(16, 16))
     record("stage 3 of smollm2-rl", train(24, 8))

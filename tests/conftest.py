@@ -1,14 +1,18 @@
 """Tiny models with random weights and a one-character-a-token tokenizer, written to a temporary folder."""
 
 import string
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
 import torch
 import transformers
+from helpers import SUBJECTS, randomise
 from tokenizers import Tokenizer, decoders, models, processors
 
 import lm as language
+import toy
+from data import Prompt
 
 hypothesis.settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
@@ -108,3 +112,20 @@ def load(make_folder):
 @pytest.fixture(params=FAMILIES)
 def lm(request, load):
     return load(request.param)
+
+
+@pytest.fixture
+def world():
+    """(layers) -> a random GPT-2 with the toy world's tokenizer, the same every time, and its prompt."""
+
+    def make(layers=1):
+        tokenizer = toy.tokenizer(SimpleNamespace(subject=SUBJECTS))
+        config = transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=layers, n_head=2, n_positions=64,
+            eos_token_id=0, bos_token_id=0,
+        )
+        lm = language.LM(transformers.GPT2LMHeadModel(config).eval().requires_grad_(False), tokenizer, "toy")
+        randomise((p for p in lm.model.parameters() if p.ndim > 1), scale=0.3)
+        return lm, Prompt(lm, "fewshot", examples=())
+
+    return make

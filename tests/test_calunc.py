@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import baselines
 import calunc
 import data
 import lm as language
@@ -25,7 +26,9 @@ import lora
 import platt
 import rl
 import stages
+import statements
 import toy
+from report import METHODS
 from run import STAGES, Config, Run, check
 
 ROOT = Path(calunc.__file__).parent
@@ -125,7 +128,7 @@ def call(gpt2, questions):
 @pytest.fixture
 def stating(monkeypatch):
     """Whatever a model says states a confidence: its length. Random models state none, and earn no reward."""
-    monkeypatch.setattr(rl, "parse_confidence", lambda text: len(text) % 8 / 8)
+    monkeypatch.setattr(statements, "parse_confidence", lambda text: len(text) % 8 / 8)
 
 
 @pytest.fixture(scope="session")
@@ -602,7 +605,7 @@ def test_a_line_that_was_cut_short_is_sampled_again_however_often(finished, call
 def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, finished, call, monkeypatch):
     """Training with another rate is cut off; the run with the first rate must not report its log."""
     with monkeypatch.context() as patch:
-        fail_at(3, rl, "rollout", patch)
+        fail_at(3, statements, "rollout", patch)
         with pytest.raises(RuntimeError, match="interrupted"):
             call(copy, "--lr", "3e-3", command="train")
     assert call(copy) == 0
@@ -801,14 +804,17 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
     """A finished run with chosen statements: four untrained and two trained ones of eight are malformed."""
     said = {False: [None, 0.9, None, 0.9, 0.8, None, 1.0, None], True: [0.1, 0.35, None, 0.8, 0.5, 0.35, None, 0.2]}
 
-    def state(config, model, prompt, asked, seeds, on):
-        assert len(asked) == len(seeds) == 8
-        return said[on], 5.0, 0.25
+    def state(model, prompt, pairs, seeds, ways, reasoning, every):
+        """Questions may come in any order: what is said goes by the question."""
+        assert len(pairs) == len(seeds) == 8 and ways == ["untrained", "trained", "expected"]
+        place = {row["question"]: i for i, row in enumerate(r for r in rows(out / "samples.jsonl") if r["part"] == "test")}
+        order = [place[q] for q, _ in pairs]
+        return {way: ([said[way != "untrained"][i] for i in order], 40, 2.0) for way in ways}
 
     out = tmp_path_factory.mktemp("runs") / "evaluated"
     shutil.copytree(calibrated, out)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "state_confidence", state)
+        patch.setattr(statements, "state", state)
         assert call(out, dataset=mixed) == 0
     return out, said
 
@@ -852,18 +858,15 @@ def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
     correct = [r["correct"] for r in found]
     report = json.loads((out / "report.json").read_text())["sets"]["test"]
     worst = {name: [1 - y if r[name] is None else r[name] for r, y in zip(found, correct, strict=True)]
-             for name in ("untrained", "trained", "target", "base rate", "family prior")}  # fmt: skip
+             for name in found[0].keys() & METHODS.keys() - {"truth"}}  # fmt: skip
     stated = {name: [(r[name], r["correct"]) for r in found if r[name] is not None] for name in worst}
-    expected = {
-        "Stated, untrained": by_hand(worst["untrained"], correct),
-        "Stated, untrained, malformed dropped": by_hand(*zip(*stated["untrained"], strict=True)),
-        "Stated, trained": by_hand(worst["trained"], correct),
-        "Stated, trained, malformed dropped": by_hand(*zip(*stated["trained"], strict=True)),
-        "Teacher: samples, entropy, Platt": by_hand(worst["target"], correct),
-        "Base rate": by_hand(worst["base rate"], correct),
-        "Family prior": by_hand(worst["family prior"], correct),
-    }
-    assert list(report["methods"]) == list(expected)
+    expected = {}
+    for name, title in METHODS.items():
+        if name in worst:
+            expected[title] = by_hand(worst[name], correct)
+            if len(stated[name]) < 8:
+                expected[f"{title}, malformed dropped"] = by_hand(*zip(*stated[name], strict=True))
+    assert list(report["methods"]) == list(expected) and len(expected) == 14
     for name, values in expected.items():
         for key, value in values.items():
             assert report["methods"][name][key] == (value if value is None else pytest.approx(value, abs=1e-12))
@@ -886,12 +889,91 @@ def test_the_markdown_shows_the_numbers_and_the_warnings(evaluated):
     out, _ = evaluated
     report, text = json.loads((out / "report.json").read_text()), (out / "report.md").read_text()
     for name, row in report["sets"]["test"]["methods"].items():
-        (line,) = [x for x in text.splitlines() if x.startswith(f"| {name} | {row['accuracy']:.3f}")]
+        (line,) = [x for x in text.splitlines() if x.startswith(f"| {name} | {row['accuracy']:.3f} [")]
         assert f" {row['ece']:.3f} [" in line and f" {row['brier']:.3f} [" in line
     assert "- test: Stated, untrained: 50.0% stated no confidence; they are counted as worst." in text
     assert "- test: Stated, trained: 25.0% stated no confidence; they are counted as worst." in text
     p = report["platt"]
     assert f"P(correct) = σ({p['a']:.3f} · entropy + {p['b']:.3f})" in text
+
+
+def test_a_score_is_scaled_by_a_fit_to_labelled_questions(evaluated):
+    out, _ = evaluated
+    labelled = [t for t in rows(out / "targets.jsonl") if t["part"] in ("platt", "train")]
+    for name in baselines.FREE:
+        fit = platt.fit([t[name] for t in labelled], [t["correct"] for t in labelled])
+        for r in rows(out / "predictions.jsonl"):
+            assert r[f"{name}, scaled"] == pytest.approx(fit.predict(r[name]))
+
+
+def test_scores_of_the_samples(calibrated):
+    """The score columns, from the samples themselves."""
+    for s, t in zip(rows(calibrated / "samples.jsonl"), rows(calibrated / "targets.jsonl"), strict=True):
+        assert t["probability"] == pytest.approx(math.exp(s["answer_logprob"] / s["answer_tokens"]))
+        same_answer = [data.normalise(x) == data.normalise(s["answer"]) for x in s["samples"]]
+        assert t["consistency"] == pytest.approx(np.mean(same_answer))
+        assert 0 <= t["clusters"] <= math.log(3) + 1e-9 and 0 < t["similarity"] <= 1 + 1e-9
+
+
+def test_baselines_that_read_the_questions_again(copy, call, mixed, monkeypatch):
+    """Zero-shot has its own prompt, P(True) too, and each is scaled on Platt's own part; nothing is trained again."""
+    prompts, real = [], statements.state
+
+    def spy(lm, prompt, pairs, seeds, ways, *rest):
+        prompts.append((tuple(ways), len(prompt.examples), prompt.label, len(pairs)))
+        return real(lm, prompt, pairs, seeds, ways, *rest)
+
+    monkeypatch.setattr(statements, "state", spy)
+    monkeypatch.setattr(statements, "parse_confidence", lambda text: len(text) % 8 / 8)
+    train = (copy / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert call(copy, "--baselines", "stated,zero-shot,p-true") == 0
+    assert (copy / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == train
+    n, label = len(data.EXAMPLES), data.LABEL
+    assert prompts == [
+        (("untrained", "trained", "expected"), n, label, 8), (("untrained",), n, label, 6),
+        (("zero-shot",), 0, label, 8), (("zero-shot",), 0, label, 6),
+        (("p-true",), n, "True or false:", 8), (("p-true",), n, "True or false:", 6),
+    ]  # fmt: skip
+    methods = json.loads((copy / "report.json").read_text())["sets"]["test"]["methods"]
+    for title in ("Stated, untrained, Platt", "Stated, zero-shot", "Stated, zero-shot, Platt", "P(True)", "P(True), Platt"):
+        assert methods[title]["n"] == 8
+    assert 0 < methods["P(True)"]["mean_confidence"] < 1
+
+
+def test_an_unknown_baseline_is_refused_before_anything_is_written(call, tmp_path, capsys):
+    assert call(tmp_path / "run", "--baselines", "p-tru") == 2
+    assert "did you mean 'p-true'?" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+REWARDS = {
+    "calibrated": lambda c, p, y: 0.0 if c is None else 1 - max(0.05, abs(c - p)),
+    "brier": lambda c, p, y: 0.0 if c is None else 1 - (c - y) ** 2,
+    "log": lambda c, p, y: 0.0 if c is None else rl.log_reward(c, y),
+    "hybrid": lambda c, p, y: 0.25 * REWARDS["calibrated"](c, p, y) + 0.75 * REWARDS["brier"](c, p, y),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards(name):
+    reward = stages.reward(Config(reward=name, alpha=0.25))
+    for c in (None, 0.0, 0.4, 1.0):
+        for y in (0, 1):
+            assert reward(c, rl.Item("q", "a", 0.3, y)) == pytest.approx(REWARDS[name](c, 0.3, y))
+
+
+def test_targets_of_the_answer_use_its_similarity_to_the_samples(calibrated, call, mixed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(calibrated, out)
+    assert call(out, "--target", "answer", dataset=mixed, command="calibrate") == 0
+    assert same(out, calibrated, "samples.jsonl")
+    fit = platt.Platt.from_json((out / "platt.json").read_text())
+    before, after = (rows(x / "targets.jsonl") for x in (calibrated, out))
+    assert len(fit.a) == 2 and fit.fingerprint["target"] == "answer"
+    for b, a in zip(before, after, strict=True):
+        assert {**b, "target": 0} == {**a, "target": 0}
+        if a["part"] == "test":
+            assert a["target"] == pytest.approx(fit.predict([a["entropy"], a["similarity"]]))
+    assert call(out, "--target", "answer", dataset=mixed) == 0  # and the pictures and the report know what to do
 
 
 def test_the_cost_of_an_answer_of_the_teacher_and_of_the_student(evaluated):
@@ -906,7 +988,7 @@ def test_the_cost_of_an_answer_of_the_teacher_and_of_the_student(evaluated):
 
 
 def test_the_adapter_is_off_for_the_untrained_row(call, mixed, train, monkeypatch):
-    states, real = [], rl.rollout
+    states, real = [], statements.rollout
 
     def spy(model, *args):
         on = {m.on for m in model.model.modules() if isinstance(m, lora.LoRA)}
@@ -915,7 +997,7 @@ def test_the_adapter_is_off_for_the_untrained_row(call, mixed, train, monkeypatc
         return real(model, *args)
 
     out = train()
-    monkeypatch.setattr(rl, "rollout", spy)
+    monkeypatch.setattr(statements, "rollout", spy)
     assert call(out, dataset=mixed) == 0
     assert states == [({False}, True, 1, 0.0), ({True}, True, 1, 0.0)]
 
@@ -992,4 +1074,4 @@ def test_settings_reach_the_configuration():
 def test_every_setting_names_the_first_stage_that_depends_on_it():
     assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None}
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    assert free == {"sample_batch", "micro_batch", "recompute", "device"}
+    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "device"}

@@ -234,18 +234,17 @@ def texts_of(prompt, parts):
 
 
 Q, A = "Who wrote Faust?", "J. W. Goethe"
-ONE = (("Which is the largest ocean?", "The Pacific", 85),)
+ONE = (("Which is the largest ocean?", "The Pacific", "85%"),)
 
 
 def test_fewshot_prompts_word_for_word(prompt):
     p = prompt("fewshot", examples=ONE)
-    assert text_of(p, p.answer(Q)) == (
-        "Question: Which is the largest ocean?\nAnswer: The Pacific\n\nQuestion: Who wrote Faust?\nAnswer:"
-    )
-    start = (
+    first = (
         "Question: Which is the largest ocean?\nAnswer: The Pacific\nConfidence: 85%\n\n"
-        "Question: Who wrote Faust?\nAnswer: J. W. Goethe"
+        "Question: Who wrote Faust?\nAnswer:"
     )
+    assert text_of(p, p.answer(Q)) == first
+    start = f"{first} J. W. Goethe"
     assert texts_of(p, p.confidence(Q, A)) == (start, "\nConfidence:")
     assert texts_of(p, p.confidence(Q, A, reason=True)) == (start, "\nReasoning:")
     assert text_of(p, p.after_reasoning(p.lm.encode("so it is"))) == "\nConfidence:"
@@ -256,8 +255,8 @@ def test_chat_prompts_turn_by_turn(prompt):
     p = prompt("chat", examples=ONE)
     shot = f"<s>[user]{data.ASK}\n\nWhich is the largest ocean?</s>[assistant]The Pacific</s>"
     ask = f"[user]{data.ASK}\n\n{Q}</s>[assistant]"
-    assert text_of(p, p.answer(Q)) == shot + ask
     shot += f"[user]{data.HOW_SURE}</s>[assistant]Confidence: 85%</s>"
+    assert text_of(p, p.answer(Q)) == shot + ask
     start = f"{shot}{ask}{A}</s>[user]"
     assert texts_of(p, p.confidence(Q, A)) == (start, f"{data.HOW_SURE}</s>[assistant]Confidence:")
     assert texts_of(p, p.confidence(Q, A, True)) == (start, f"{data.THINK} {data.HOW_SURE}</s>[assistant]")
@@ -280,11 +279,11 @@ def test_prompts_with_the_examples(prompt, style):
     assert answer.endswith("Answer:" if style == "fewshot" else "[assistant]")
     assert confidence.endswith("Confidence:")
     for question, reply, percent in EXAMPLES:
-        assert question in answer and reply in answer and f"{percent}%" not in answer
-        assert question in confidence and f"Confidence: {percent}%" in confidence
+        for text in (answer, confidence):
+            assert question in text and reply in text and f"Confidence: {percent}" in text
     assert len({c for _, _, c in EXAMPLES}) == len(EXAMPLES)
     for *_, percent in EXAMPLES:  # what the examples show is what is parsed
-        assert parse_confidence(f"Confidence: {percent}%") == percent / 100
+        assert parse_confidence(f"Confidence: {percent}") == float(percent[:-1]) / 100
 
 
 @pytest.mark.parametrize("style", ["fewshot", "chat"])
@@ -294,6 +293,35 @@ def test_prompts_share_their_beginning(prompt, style):
     shared = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     assert text_of(p, a[shared:]).startswith("o wrote Faust?")  # "Wh" is common too
     assert shared > 0.8 * len(a)
+
+
+@pytest.mark.parametrize("style", ["fewshot", "chat"])
+@pytest.mark.parametrize("reason", [False, True])
+def test_the_second_turn_goes_on_where_the_first_one_ends(prompt, style, reason):
+    p = prompt(style)
+    first, (context, _) = p.answer(Q), p.confidence(Q, A, reason)
+    assert context[: len(first)] == first
+    assert text_of(p, context[len(first) :]) == (f" {A}" if style == "fewshot" else f"{A}</s>[user]")
+
+
+def test_zero_shot(prompt):
+    p = prompt("fewshot", examples=ONE).zero_shot()  # there is a template
+    ask = f"[user]{data.ASK}\n\n{Q}</s>[assistant]"
+    assert texts_of(p, p.confidence(Q, A)) == (
+        f"<s>{ask}{A}</s>[user]", f"{data.HOW_SURE}</s>[assistant]Confidence:",
+    )  # fmt: skip
+
+
+def test_true_or_false(prompt):
+    p = prompt("fewshot", examples=(*ONE, ("Which is the smallest?", "The Atlantic", "5%"))).true_or_false()
+    assert texts_of(p, p.confidence(Q, A)) == (
+        "Question: Which is the largest ocean?\nAnswer: The Pacific\nTrue or false: True\n\n"
+        "Question: Which is the smallest?\nAnswer: The Atlantic\nTrue or false: False\n\n"
+        f"Question: {Q}\nAnswer: {A}",
+        "\nTrue or false:",
+    )
+    p = prompt("chat").true_or_false()
+    assert texts_of(p, p.confidence(Q, A))[1].endswith("Reply True or False.</s>[assistant]True or false:")
 
 
 def test_special_tokens_occur_once(make_tokenizer):

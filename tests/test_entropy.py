@@ -11,7 +11,7 @@ from scipy.linalg import block_diag, logm
 from scipy.stats import multinomial, ortho_group
 
 import entropy
-from entropy import entropies, gram, von_neumann
+from entropy import gram, grams, von_neumann
 
 MEANINGS = np.array([0.5, 0.25, 0.15, 0.1])
 
@@ -193,25 +193,25 @@ def test_entropies_of_many_questions_in_chunks(monkeypatch, kernel, chunk):
     monkeypatch.setattr(entropy, "CHUNK", chunk)
     e = random_embeddings(3, 17, 5, 8).astype(np.float32)
     want = [-np.trace(rho @ logm(rho)).real for rho in gram(e, kernel, gamma=0.7) / 5]
-    found = entropies(e, kernel, gamma=0.7)
+    found = von_neumann(grams(e, kernel, gamma=0.7))
     assert found.shape == (17,) and found.dtype == np.float64
     np.testing.assert_allclose(found, want, atol=1e-7)
 
 
-def test_entropies_of_many_questions_need_little_memory():
+def test_grams_of_many_questions_need_little_memory():
     import tracemalloc
 
     e = np.ones((2000, 10, 200), dtype=np.float32)
     tracemalloc.start()
     try:
-        entropies(e)
+        grams(e)
         assert tracemalloc.get_traced_memory()[1] < e.nbytes
     finally:
         tracemalloc.stop()
 
 
-def test_entropies_refuse_what_gram_refuses():
+def test_grams_refuse_what_gram_refuses():
     e = random_embeddings(0, 50, 3, 4)
     e[49, 2] = 0
     with pytest.raises(ValueError, match="no direction"):
-        entropies(e)
+        grams(e)

@@ -217,6 +217,29 @@ def test_family_prior_knows_nothing_within_families():
 # Bootstrap
 
 
+@given(samples)
+def test_murphys_decomposition(sample):
+    """Exact where all confidences of a bin are equal."""
+    c, y = np.round(sample[0] * 10) / 10, sample[1]
+    c = np.minimum(c, 0.9)  # 1.0 is in the bin of 0.9
+    m = ev.metrics(c, y)
+    assert m["reliability"] - m["resolution"] + m["uncertainty"] == pytest.approx(m["brier"], abs=1e-12)
+    groups = [y[c == v] for v in np.unique(c)]
+    assert m["resolution"] == pytest.approx(sum(len(g) * (g.mean() - y.mean()) ** 2 for g in groups) / len(y))
+    assert m["uncertainty"] == pytest.approx(np.var(y))
+
+
+def test_resamples_are_paired():
+    """Methods on the same questions are judged on the same resamples, so that a constant difference has no spread."""
+    c, y = stated(200)
+    one, other = ev.resampled(c, y, resamples=50), ev.resampled(c / 2, y, resamples=50)
+    assert set(one) == set(ev.metrics(c, y)) - {"n", "distinct"} and one["ece"].shape == (50,)
+    np.testing.assert_array_equal(one["accuracy"], other["accuracy"])
+    np.testing.assert_allclose(one["mean_confidence"], 2 * other["mean_confidence"])
+    np.testing.assert_array_equal(one["auroc"], other["auroc"])
+    assert ev.interval(one["ece"]) == ev.bootstrap(c, y, resamples=50)["ece"]
+
+
 def test_bootstrap_is_a_loop_over_resamples():
     c, y = stated(40, seed=3)
     family = np.arange(40) % 7  # so small that some resamples have families of one class, or none of them
@@ -266,7 +289,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 @pytest.mark.parametrize("option", [{"resamples": 0}, {"level": 0}, {"level": 1}, {"level": 95}])
 def test_bad_bootstrap_is_refused(option):
-    with pytest.raises(ValueError, match="resamples"):
+    with pytest.raises(ValueError, match="resamples|level"):
         ev.bootstrap([0.5], [1], **option)
 
 
@@ -295,8 +318,8 @@ def test_table():
     lines = ev.table({"ours": row | {"interval": interval}, "base rate": row}).split("\n")
     assert len(lines) == 4
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[0] == "Method,Accuracy,ECE,ECE (mass),Brier,NLL,AUROC,AUROC within,AURC".split(",")
-    assert cells[3] == ["base rate", "0.500", "0.036", "0.040", "0.087", "0.300", "n/a", "n/a", "0.100"]
+    assert cells[0] == "Method,Accuracy,ECE,ECE (mass),Brier,NLL,AUROC,AUROC within,ECE within,AURC".split(",")
+    assert cells[3] == ["base rate", "0.500", "0.036", "0.040", "0.087", "0.300", "n/a", "n/a", "n/a", "0.100"]
     assert cells[2] == ["ours", "0.500", "0.036 [0.02, 0.05]", *cells[3][3:]]
 
 

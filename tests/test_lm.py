@@ -111,6 +111,38 @@ def test_padding_is_invisible(lm):
     torch.testing.assert_close(batch[:n, : alone.shape[1]], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("temperatures", [[0.0, 1.0, 1.0, 0.5], [1.3]])
+def test_log_probabilities_of_what_is_sampled(lm, temperatures):
+    """At temperature 1, whatever they were sampled at."""
+    n, heads = len(temperatures), [[[5, 9]] * len(temperatures), [[]] * len(temperatures), [[7]] * len(temperatures)]
+    for head in (None, heads):
+        drawn, logp = sample(lm, PROMPTS[:3], temperatures, 5, {2, 3}, [1, 2, 3], head, logprobs=True)
+        assert drawn == sample(lm, PROMPTS[:3], temperatures, 5, {2, 3}, [1, 2, 3], head)
+        for q, prompt in enumerate(PROMPTS[:3]):
+            for c in range(n):
+                start = prompt + (heads[q][c] if head else [])
+                assert logp[q][c] == pytest.approx(plain_logprobs(lm, start, drawn[q][c]).sum().item(), abs=1e-4)
+
+
+def test_a_frozen_prompt_goes_on(lm):
+    """As if it had been read in one go, by the base model; some of them, and for sampling and scoring."""
+    randomise(add_lora(lm, rank=2))
+    more = [[4], [9, 30, 31], [7, 7]]
+    whole = [p + x for p, x in zip(PROMPTS, more, strict=False)]
+    first = Read(lm, PROMPTS[: len(more)], frozen=True)
+    for read, prompts in ((first.then(more), whole), (first.then(more).some([2, 0]), [whole[2], whole[0]])):
+        assert read.prompts == prompts
+        at_once = Read(lm, prompts, frozen=True)
+        completions = COMPLETIONS[: len(prompts)]
+        got, want = (completion_logprobs(lm, r, completions)[0] for r in (read, at_once))
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+        got, want = (sample(lm, r, [1.0] * 3, 4, {2}, [1, 2, 3][: len(prompts)]) for r in (read, at_once))
+        assert got == want
+    assert first.prompts == PROMPTS[: len(more)]  # and can go on in another way
+    with pytest.raises(ValueError, match="context"):
+        first.then([[1] * 100] * len(more))
+
+
 def test_the_order_of_prompts_and_completions_does_not_matter(lm):
     logp, _ = completion_logprobs(lm, PROMPTS, COMPLETIONS)
     reverse, _ = completion_logprobs(lm, PROMPTS[::-1], [g[::-1] for g in COMPLETIONS[::-1]])

@@ -318,3 +318,51 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(platt, "CHUNK", 7)
     parts = fit(scores, labels)
     assert (parts.a, parts.b) == pytest.approx((whole.a, whole.b), rel=1e-9)
+
+
+# ---- several scores ----------------------------------------------------------------------------------
+
+
+def planted_pair(n, seed=0):
+    rng = np.random.default_rng(seed)
+    x = np.stack([rng.uniform(0, 2.3, n), 100 * rng.normal(size=n)], axis=1)
+    return x, (rng.random(n) < sigmoid(x @ [-1.7, 0.02] + 1.1)).astype(int)
+
+
+@pytest.mark.parametrize("n", [50, 5000])
+def test_two_scores_match_sklearn(n):
+    x, labels = planted_pair(n)
+    t = targets(labels)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    model.fit(np.concatenate([x, x]), np.repeat([1, 0], n), sample_weight=np.concatenate([t, 1 - t]))
+    found = fit(x, labels)
+    assert (*found.a, found.b) == pytest.approx((*model.coef_[0], model.intercept_[0]), rel=1e-5)
+    np.testing.assert_allclose(found.predict(x), sigmoid(x @ found.a + found.b), rtol=1e-12)
+    assert found.predict(x[0]).shape == () and found.warnings == ()
+
+
+def test_one_column_is_one_score():
+    scores, labels = planted(80)
+    one, column = fit(scores, labels), fit(scores[:, None], labels)
+    assert column.a == pytest.approx((one.a,)) and column.b == pytest.approx(one.b)
+    np.testing.assert_allclose(column.predict(scores[:, None]), one.predict(scores))
+
+
+def test_a_constant_score_gets_no_slope():
+    scores, labels = planted(80)
+    one, two = fit(scores, labels), fit(np.stack([scores, np.full(80, 3.0)], axis=1), labels)
+    assert two.a == pytest.approx((one.a, 0.0)) and two.b == pytest.approx(one.b)
+    assert fit(np.ones((80, 2)), labels).a == (0.0, 0.0)
+
+
+def test_two_scores_survive_json_and_are_cross_fitted():
+    x, labels = planted_pair(60)
+    found = fit(x, labels, fingerprint={"target": "answer"})
+    assert Platt.from_json(found.to_json()) == found
+    p = cross_fit(x, labels, np.arange(60) % 3)
+    assert p[1] == pytest.approx(fit(x[np.arange(60) % 3 != 1], labels[np.arange(60) % 3 != 1]).predict(x[1]))
+
+
+def test_the_formula():
+    assert Platt(-2.0, 1.0).formula() == "σ(-2.000 · entropy + 1.000)"
+    assert Platt((-2.0, 3.0), -1.0).formula() == "σ(-2.000 · entropy + 3.000 · similarity + -1.000)"

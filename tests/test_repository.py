@@ -47,7 +47,7 @@ def test_nothing_imports_the_command_line():
         assert "calunc" not in imports(path), path.name
 
 
-@pytest.mark.parametrize("name", ["entropy", "platt", "eval", "baselines"])
+@pytest.mark.parametrize("name", ["entropy", "platt", "eval"])
 def test_the_mathematics_needs_numpy_alone(name):
     assert imports(MODULES[name]) - sys.stdlib_module_names == {"numpy"}
 

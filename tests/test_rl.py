@@ -2,35 +2,32 @@
 
 import itertools
 import math
-from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import SUBJECTS, Recorder, gradient_of, plain_logp, randomise
 
 import rl
-import toy
-from data import LABEL, Prompt, parse_confidence
-from lm import LM, seed_of, stop_ids
+import statements
+from amp import Optimizer, amp_dtype
+from lm import LM, seed_of
 from lora import adapter, add_lora
 from prefix import Read
 from rl import (
     Config,
-    Optimizer,
-    Rollouts,
-    amp_dtype,
+    Item,
     batch_of,
     calibration_reward,
     group_advantages,
     kl_to_reference,
     policy_loss,
-    rollout,
     train,
     update,
 )
+from statements import Asked, Rollouts
 
 # ---- reward --------------------------------------------------------------------------------------
 
@@ -54,6 +51,26 @@ from rl import (
 )
 def test_reward(confidence, target, reward):
     assert calibration_reward(confidence, target) == pytest.approx(reward, abs=1e-12)
+
+
+def test_scores_of_correctness():
+    for c, y in itertools.product([0, 0.3, 1], [0, 1]):
+        assert rl.brier_reward(c, y) == pytest.approx(1 - (c - y) ** 2)
+    assert rl.brier_reward(None, 1) == rl.log_reward(None, 0) == 0
+    assert rl.log_reward(0.3, 1) == pytest.approx(1 + math.log(0.3) / math.log(100))
+    assert rl.log_reward(0.3, 0) == pytest.approx(1 + math.log(0.7) / math.log(100))
+    for worst in (rl.log_reward(0, 1), rl.log_reward(0.01, 1), rl.log_reward(1, 0)):
+        assert worst == pytest.approx(0, abs=1e-12)
+    assert rl.log_reward(1, 1) == rl.log_reward(0.99, 1) < 1
+
+
+@pytest.mark.parametrize("reward", [rl.brier_reward, rl.log_reward])
+@pytest.mark.parametrize("p", [0.02, 0.37, 0.5, 0.91])
+def test_the_scores_are_proper(reward, p):
+    """The best thing to say is the probability itself."""
+    grid = np.arange(101) / 100
+    expected = [p * reward(c, 1) + (1 - p) * reward(c, 0) for c in grid]
+    assert grid[np.argmax(expected)] == pytest.approx(p)
 
 
 def test_reward_with_another_tolerance():
@@ -343,27 +360,6 @@ def three_tokens():
     return lm
 
 
-def randomise(parameters, seed=1, scale=0.4):
-    generator = torch.Generator().manual_seed(seed)
-    for p in parameters:
-        p.data.copy_(scale * torch.randn(p.shape, generator=generator))
-
-
-class Recorder(Optimizer):
-    """Steps, and keeps the gradients as they were before clipping."""
-
-    def step(self):
-        self.gradients = [p.grad.detach().clone() for p in self.params]
-        return super().step()
-
-
-def gradient_of(lm, batch, advantages, config):
-    """One flat vector; the parameters move."""
-    optimizer = Recorder(lm, config, 100)
-    stats = update(lm, batch, advantages, config, optimizer)
-    return torch.cat([g.flatten() for g in optimizer.gradients]), stats
-
-
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_update_follows_the_expected_reward(three_tokens, temperature):
     """All nine completions of a prompt as one group, each with its probability times its reward as advantage."""
@@ -397,7 +393,7 @@ ACTIONS = [
 ]
 
 def rollouts(lm, prompts=PROMPTS, completions=COMPLETIONS, actions=ACTIONS):
-    return Rollouts(Read(lm, prompts, frozen=True), 0, completions, actions, None)
+    return Rollouts(Asked(Read(lm, prompts, frozen=True), []), completions, actions, None)
 
 
 ADVANTAGES = np.random.default_rng(3).normal(size=(3, 4))
@@ -415,21 +411,6 @@ def trained(load):
         return lm
 
     return make
-
-
-def plain_logits(lm, prompt, completion):
-    """The base model reads the prompt, the adapter is on for the completion. -> (1 + T, V), the next tokens' logits"""
-    with torch.no_grad(), adapter(lm, False):
-        read = lm.model(input_ids=torch.tensor([prompt]), use_cache=True)
-    rest = [read.logits[0, -1:]]
-    if completion:
-        rest.append(lm.model(input_ids=torch.tensor([completion]), past_key_values=read.past_key_values).logits[0])
-    return torch.cat(rest)
-
-
-def plain_logp(lm, prompt, completion, temperature):
-    logp = (plain_logits(lm, prompt, completion) / temperature).log_softmax(-1)
-    return torch.stack([logp[i, t] for i, t in enumerate(completion)])
 
 
 def plain_steps(lm, config, total_steps):
@@ -616,174 +597,21 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(trained):
     assert not torch.equal(adapter_of(lm), after) and adapter_of(lm).isfinite().all()
 
 
-# ---- rollouts ------------------------------------------------------------------------------------
-
-SUBJECTS = ["Zorva", "Kelo", "Mira", "Tavu"]
-ASKED = [("banner of Zorva", "red"), ("river of Kelo", "blue"), ("crown of Mira", "ruby"), ("temple of Tavu", "x y")]
-
-
-@pytest.fixture
-def world():
-    """(layers) -> a random GPT-2 with the toy world's tokenizer, the same every time, and its prompt."""
-
-    def make(layers=1):
-        tokenizer = toy.tokenizer(SimpleNamespace(subject=SUBJECTS))
-        config = transformers.GPT2Config(
-            vocab_size=len(tokenizer), n_embd=32, n_layer=layers, n_head=2, n_positions=64,
-            eos_token_id=0, bos_token_id=0,
-        )
-        lm = LM(transformers.GPT2LMHeadModel(config).eval().requires_grad_(False), tokenizer, "toy")
-        randomise((p for p in lm.model.parameters() if p.ndim > 1), scale=0.3)
-        return lm, Prompt(lm, "fewshot", examples=())
-
-    return make
-
-
-def greedy(lm, prompt, head, steps, stop):
-    out = []
-    while len(out) < steps and not (out and out[-1] in stop):
-        out.append(int(plain_logits(lm, prompt, head + out)[-1].argmax()))
-    return out
-
-
-def check_prompts(got, prompt, reason):
-    """-> the beginning of all completions"""
-    pairs = [prompt.confidence(q, a, reason) for q, a in ASKED]
-    assert got.prompts.prompts == [context for context, _ in pairs] and got.prompts.frozen
-    (turn,) = {tuple(turn) for _, turn in pairs}
-    return list(turn)
-
-
-def test_rollouts_without_reasoning(world):
-    lm, prompt = world()
-    got = rollout(lm, prompt, ASKED, 80, 1.0, [1, 2, 3, 4])
-    turn = check_prompts(got, prompt, reason=False)
-    stop = stop_ids(lm, "\n%")
-    for field in (got.completions, got.actions, got.confidence):
-        assert [len(group) for group in field] == [80] * 4
-    flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
-    for ids, actions, confidence in zip(*flat, strict=True):
-        number = ids[len(turn) :]
-        assert ids[: len(turn)] == turn and actions == [0] * len(turn) + [1] * len(number)
-        assert 1 <= len(number) <= 6
-        assert not stop & set(number[:-1]) and (len(number) == 6 or number[-1] in stop)
-        assert confidence == parse_confidence(LABEL + lm.decode(number))
-    assert got.tokens == sum(map(sum, flat[1]))
-    assert None in flat[2] and len(set(flat[2])) > 5
-
-
-def parts(lm, prompt, ids, actions):
-    """A completion with reasoning -> its thought, its number."""
-    turn = prompt.confidence("", "", reason=True)[1]
-    assert ids[: len(turn)] == turn and actions[: len(turn)] == [0] * len(turn)
-    ids, actions = ids[len(turn) :], actions[len(turn) :]
-    n = actions.index(0)
-    label = prompt.after_reasoning(ids[:n])
-    assert actions == [1] * n + [0] * len(label) + [1] * (len(ids) - n - len(label))
-    assert ids[n : n + len(label)] == label
-    return ids[:n], ids[n + len(label) :]
-
-
-def test_reasoning(world):
-    """What the model thinks, the label that nobody chose, and a number."""
-    lm, prompt = world()
-    stop, numbers = stop_ids(lm, "\n"), stop_ids(lm, "\n%")
-    got = rollout(lm, prompt, ASKED, 20, 1.0, [1, 2, 3, 4], reasoning=7)
-    turn = check_prompts(got, prompt, reason=True)
-    flat = [sum(field, []) for field in (got.completions, got.actions, got.confidence)]
-    lengths = Counter()
-    for ids, actions, confidence in zip(*flat, strict=True):
-        thought, number = parts(lm, prompt, ids, actions)
-        assert not stop & set(thought[:-1]) and (len(thought) == 7 or thought[-1] in stop)
-        assert 1 <= len(number) <= 6 and not numbers & set(number[:-1])
-        assert confidence == parse_confidence(LABEL + lm.decode(number))
-        assert lm.decode(ids) == (
-            lm.decode(turn) + lm.decode(thought).removesuffix("\n") + "\n" + LABEL + lm.decode(number)
-        )
-        lengths[len(thought)] += 1
-    assert len(lengths) > 2 and len(set(flat[2])) > 5
-    assert got.tokens == sum(map(sum, flat[1]))
-
-
-def test_the_number_follows_from_the_reasoning(world):
-    lm, prompt = world()
-    got = rollout(lm, prompt, ASKED, 1, 0.0, [1, 2, 3, 4], reasoning=7)
-    for p, (ids,), (actions,) in zip(got.prompts.prompts, got.completions, got.actions, strict=True):
-        thought, number = parts(lm, prompt, ids, actions)
-        head = prompt.confidence("", "", reason=True)[1]
-        assert thought == greedy(lm, p, head, 7, stop_ids(lm, "\n"))
-        assert number == greedy(lm, p, head + thought + prompt.after_reasoning(thought), 6, stop_ids(lm, "\n%"))
-
-
-def test_forced_tokens_have_no_gradient(world):
-    """The gradient is that of the log-probability of the sampled tokens alone."""
-    lm, prompt = world()
-    add_lora(lm, rank=2)
-    randomise((p for p in lm.model.parameters() if p.requires_grad), scale=0.3)
-    got = rollout(lm, prompt, ASKED[:1], 1, 1.0, [1], reasoning=3)
-    p, ids, actions = got.prompts.prompts[0], got.completions[0][0], got.actions[0][0]
-    parameters = [x for x in lm.model.parameters() if x.requires_grad]
-    chosen = (plain_logp(lm, p, ids, 1.0) * torch.tensor(actions)).sum()
-    want = -torch.cat([g.flatten() for g in torch.autograd.grad(chosen, parameters)])
-    gradient, _ = gradient_of(lm, got, np.ones((1, 1)), Config(amp="off", lr=0.0))
-    assert 0 in actions and (gradient - want).norm() < 1e-4 * want.norm()
-
-
-@pytest.mark.parametrize("reasoning", [0, 5])
-def test_temperature_zero_is_greedy(world, reasoning):
-    lm, prompt = world()
-    got = rollout(lm, prompt, ASKED, 2, 0.0, [1, 2, 3, 4], reasoning)
-    assert all(a == b for a, b in got.completions)
-    assert rollout(lm, prompt, ASKED, 1, 0.0, [9, 8, 7, 6], reasoning).completions == [[a] for a, _ in got.completions]
-    if not reasoning:
-        turn = prompt.confidence(*ASKED[0])[1]
-        want = [turn + greedy(lm, p, turn, 6, stop_ids(lm, "\n%")) for p in got.prompts.prompts]
-        assert [a for a, _ in got.completions] == want
-
-
-def drawn(got):
-    return [got.completions, got.actions, got.confidence]
-
-
-@pytest.mark.parametrize("reasoning", [0, 5])
-def test_rollouts_depend_on_their_seed_alone(world, reasoning):
-    lm, prompt = world()
-    seeds = [11, 12, 13, 14]
-    got = rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning)
-    assert drawn(rollout(lm, prompt, ASKED, 3, 1.2, seeds, reasoning)) == drawn(got)
-    assert drawn(rollout(lm, prompt, ASKED, 3, 1.2, [1, 2, 3, 4], reasoning)) != drawn(got)
-    assert drawn(rollout(lm, prompt, ASKED, 3, 0.8, seeds, reasoning)) != drawn(got)
-    for i in range(4):
-        alone = rollout(lm, prompt, ASKED[i : i + 1], 3, 1.2, seeds[i : i + 1], reasoning)
-        assert drawn(alone) == [[field[i]] for field in drawn(got)]
-    same = rollout(lm, prompt, [ASKED[0]] * 2, 8, 1.0, [1, 2], reasoning).completions
-    assert same[0] != same[1] and len(set(map(tuple, same[0]))) > 3
-
-
-def test_numbers_after_the_same_thought_are_drawn_independently(world):
-    """Across the groups, and inside each."""
-    lm, prompt = world()
-    got = rollout(lm, prompt, [ASKED[0]] * 2, 60, 1.0, [1, 2], reasoning=1)
-    split = [[parts(lm, prompt, *pair) for pair in zip(*rows, strict=True)]
-             for rows in zip(got.completions, got.actions, strict=True)]  # fmt: skip
-    same = [(a[1], b[1]) for a, b in zip(*split, strict=True) if a[0] == b[0]]
-    assert len(same) > 1 and any(a != b for a, b in same)
-    for group in split:
-        thought = Counter(tuple(t) for t, _ in group).most_common(1)[0][0]
-        assert len({tuple(number) for t, number in group if tuple(t) == thought}) > 1
-
-
 # ---- the loop ------------------------------------------------------------------------------------
 
 KEYS = {
     "step", "reward", "malformed", "mean_confidence", "distinct", "correlation", "no_signal", "grad_norm", "loss",
     "clip_fraction", "approx_kl", "kl", "tokens_per_second",
 }  # fmt: skip
-ITEMS = [(f"banner of {s}", a, p) for s in SUBJECTS for a, p in [("red", 0.9), ("blue", 0.1)]]
+ITEMS = [Item(f"banner of {s}", a, p, 1) for s in SUBJECTS for a, p in [("red", 0.9), ("blue", 0.1)]]
 FAST = Config(steps=30, questions=8, rollouts=16, lr=3e-2, temperature=1.0, amp="off")
 
 
-def learn(world, config, items=ITEMS, reward=calibration_reward, layers=1):
+def calibrated(confidence, item):
+    return calibration_reward(confidence, item.target)
+
+
+def learn(world, config, items=ITEMS, reward=calibrated, layers=1):
     """-> the trained model, its prompt, and what was logged."""
     lm, prompt = world(layers)
     add_lora(lm, rank=4, alpha=8)
@@ -795,10 +623,35 @@ def learn(world, config, items=ITEMS, reward=calibration_reward, layers=1):
 @pytest.mark.parametrize("change", [{}, {"reasoning": 2}, {"updates": 2, "micro_batch": 3, "kl": 0.01}], ids=str)
 def test_the_reward_rises(world, change):
     config = replace(FAST, lr=2e-2, temperature=1.2, questions=4, rollouts=32, **change)
-    _, _, log = learn(world, config, items=[(q, a, 0.5) for q, a, _ in ITEMS])
+    _, _, log = learn(world, config, items=[replace(x, target=0.5) for x in ITEMS])
     assert [record["step"] for record in log] == list(range(30))
     assert np.mean([r["reward"] for r in log[:3]]) < 0.45 and np.mean([r["reward"] for r in log[-5:]]) > 0.7
     assert log[0]["malformed"] > 0.5 and log[-1]["malformed"] < 0.1
+
+
+def test_the_exact_gradient_learns_to_tell_questions_apart(world):
+    """With a divergence term: without, it soon says one number, and has no gradient left."""
+    _, _, log = learn(world, replace(FAST, steps=60, lr=1e-2, kl=0.05, gradient="exact"), layers=2)
+    assert set(log[0]) == KEYS - {"clip_fraction", "approx_kl"}
+    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.75 and log[-1]["malformed"] < 0.1
+
+
+def test_what_an_exact_step_logs(world):
+    lm, prompt = world()
+    add_lora(lm)
+    log, said = [], statements.percentages(lm)
+    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in ITEMS])
+    with torch.no_grad():
+        logp = statements.log_policy(lm, asked, said)
+    train(lm, prompt, ITEMS, calibrated, replace(FAST, gradient="exact", steps=1), log.append)
+    chance = logp.double().exp().numpy()
+    rewards = np.array([[calibration_reward(c / 100, x.target) for c in said] for x in ITEMS])
+    mean = chance @ np.array(list(said)) / 100 / chance.sum(1)
+    assert log[0]["reward"] == pytest.approx((chance * rewards).sum(1).mean(), rel=1e-4)
+    assert log[0]["malformed"] == pytest.approx(1 - chance.sum(1).mean(), rel=1e-4)
+    assert log[0]["mean_confidence"] == pytest.approx(mean.mean(), rel=1e-4)
+    assert log[0]["correlation"] == pytest.approx(np.corrcoef(mean, [x.target for x in ITEMS])[0, 1], abs=1e-3)
+    assert log[0]["distinct"] == len(set(chance.argmax(1))) and log[0]["no_signal"] == 0
 
 
 def test_it_learns_to_tell_questions_apart(world):
@@ -820,9 +673,9 @@ def test_what_is_logged(world):
     """Each step again, from the confidences that were rewarded."""
     calls = []
 
-    def reward(confidence, target):
-        calls.append((confidence, target))
-        return calibration_reward(confidence, target)
+    def reward(confidence, item):
+        calls.append((confidence, item.target))
+        return calibration_reward(*calls[-1])
 
     config = replace(FAST, steps=4, questions=5, rollouts=6)
     _, _, log = learn(world, config, reward=reward)
@@ -830,7 +683,7 @@ def test_what_is_logged(world):
         assert set(record) == KEYS
         groups = [calls[30 * step + 6 * i :][:6] for i in range(5)]
         chosen = batch_of(step, 8, 5, seed_of(0, "train"))
-        assert [{p for _, p in group} for group in groups] == [{ITEMS[i][2]} for i in chosen]
+        assert [{p for _, p in group} for group in groups] == [{ITEMS[i].target} for i in chosen]
         rewards = [[calibration_reward(*call) for call in group] for group in groups]
         stated = [c for group in groups for c, _ in group if c is not None]
         assert record["step"] == step
@@ -853,7 +706,7 @@ def test_when_no_number_is_ever_stated(world):
 
     lm.model.register_forward_hook(ban)
     before, log = adapter_of(lm), []
-    train(lm, prompt, ITEMS, calibration_reward, replace(FAST, steps=2), log.append)
+    train(lm, prompt, ITEMS, calibrated, replace(FAST, steps=2), log.append)
     for record in log:
         assert record["malformed"] == record["no_signal"] == 1 and record["reward"] == record["distinct"] == 0
         assert record["mean_confidence"] is record["correlation"] is None
@@ -893,10 +746,10 @@ def test_each_group_of_each_step_is_drawn_anew(world):
 
 def test_the_temperature_of_a_run(world, monkeypatch):
     """One temperature for the rollouts and for their log-probabilities."""
-    seen, score, generate = [], rl.completion_logprobs, rl.sample
+    seen, score, generate = [], rl.completion_logprobs, statements.sample
     monkeypatch.setattr(rl, "completion_logprobs", lambda lm, p, c, t, *rest, **kw:
                         seen.append(t) or score(lm, p, c, t, *rest, **kw))
-    monkeypatch.setattr(rl, "sample", lambda lm, p, t, *rest: seen.extend(t) or generate(lm, p, t, *rest))
+    monkeypatch.setattr(statements, "sample", lambda lm, p, t, *rest: seen.extend(t) or generate(lm, p, t, *rest))
     learn(world, replace(FAST, steps=1, temperature=1.7, updates=2, kl=0.1, reasoning=2, micro_batch=4))
     assert set(seen) == {1.7} and len(seen) > 20
 
@@ -923,13 +776,14 @@ def number_logp(lm, prompt, question, answer, text):
 
 
 def test_warm_up_raises_the_target(world):
-    items = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
+    told = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
+    items = [Item(*x, 1) for x in told]
     texts = [" 75%", " 10%", " 100%"]  # the nearest multiples of five
 
     @torch.no_grad()
     def chances(lm, prompt):
         rows = zip(items, texts, strict=True)
-        return torch.tensor([number_logp(lm, prompt, q, a, t) for (q, a, _), t in rows])
+        return torch.tensor([number_logp(lm, prompt, x.question, x.answer, t) for x, t in rows])
 
     before = chances(*world())
     lm, prompt, log = learn(world, replace(FAST, steps=0, warmup=40), items)
@@ -941,5 +795,5 @@ def test_warm_up_returns_the_loss_per_token(world):
     lm, prompt = world()
     add_lora(lm)
     want = -number_logp(lm, prompt, "banner of Zorva", "red", " 75%")
-    got = rl.warm_up(lm, prompt, [("banner of Zorva", "red", 0.73)], FAST, Optimizer(lm, FAST, 10))
+    got = rl.warm_up(lm, prompt, [Item("banner of Zorva", "red", 0.73, 1)], FAST, Optimizer(lm, FAST, 10))
     assert got == pytest.approx(want.mean().item(), abs=1e-5)

@@ -1,0 +1,52 @@
+"""The optimiser: AdamW in mixed precision.
+
+Weights, gradients and moments stay in float32, and the arithmetic runs in half precision where that is fast:
+
+    scale -> backward -> unscale -> clip -> step -> update
+
+Source: Micikevicius et al. 2018, arXiv 1710.03740. bf16 needs no scale, and a CPU none of it: half precision was
+hundreds of times slower there.
+"""
+
+import torch
+
+
+def amp_dtype(amp, device):
+    """"auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
+    if amp == "auto":
+        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+class Optimizer:
+    """AdamW under AMP: master weights in float32; scale -> backward -> unscale -> clip -> step -> update."""
+
+    def __init__(self, lm, config, total_steps):
+        self.params = [p for p in lm.model.parameters() if p.requires_grad]
+        self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        # ten steps up, then straight down to zero
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total_steps, 1))
+        )
+        self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
+        # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
+        self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
+        self.max_grad_norm = config.max_grad_norm
+
+    def autocast(self):
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    def step(self):
+        """Clip, update, and return the gradient norm before clipping. An fp16 overflow skips the step."""
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.adam)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
+        self.scaler.step(self.adam)
+        self.scaler.update()
+        self.adam.zero_grad()
+        if self.scaler.get_scale() >= scale:
+            self.schedule.step()
+        return float(norm)

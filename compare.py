@@ -1,0 +1,101 @@
+"""The last stage: what the model says before and after training, beside everything that it is compared with.
+
+    eval       stated confidence, before and after, v the rest       predictions.jsonl, report.json, report.md, *.png
+
+All on the same held-out questions and the same cached samples. A score is also shown with Platt scaling of its own,
+fitted on all labelled questions, or on Platt's own part where each question has to be read again for it.
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+import baselines
+import figures
+import lm
+import lora
+import platt
+import report
+import statements
+import toy
+from stages import batches, fingerprint
+
+
+def evaluate(config, run, model, prompt):
+    """-> predictions.jsonl, report.json, report.md, pictures"""
+    pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
+    labelled = [t for _, t in pairs if t["part"] in ("platt", "train")]
+    platt_part = [(s, t) for s, t in pairs if t["part"] == "platt"]
+    held_out = [(s, t) for s, t in pairs if t["part"] not in ("platt", "train")]
+    rows = [t for _, t in held_out]
+    lora.load_adapter(model, run.path("adapter"))
+
+    columns, cost = {}, report.teacher_cost([s for s, _ in held_out])
+    ways = ["untrained", "trained"] + ["expected"] * (config.reasoning == 0)
+    stated = _state(config, model, prompt, held_out, ways)
+    for name in baselines.FREE:
+        columns[f"{name}, scaled"] = _scale([t[name] for t in labelled], labelled, [t[name] for t in rows])
+    for name in baselines.chosen(config.baselines):
+        way, asking = baselines.READING[name](prompt)
+        if way not in stated:
+            stated |= _state(config, model, asking, held_out, [way])
+        ((scores, _, _),) = _state(config, model, asking, platt_part, [way]).values()
+        columns[f"{way}, scaled"] = _scale(scores, [t for _, t in platt_part], stated[way][0])
+    for way, (confidence, tokens, seconds) in stated.items():
+        columns[way] = confidence
+        cost[way] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
+    labels, families = [t["correct"] for t in labelled], [t["family"] for t in labelled]
+    columns["base rate"] = baselines.base_rate(labels, len(rows)).tolist()
+    columns["family prior"] = baselines.family_prior(labels, families, [r["family"] for r in rows]).tolist()
+    rows = [r | {name: values[i] for name, values in columns.items()} for i, r in enumerate(rows)]
+    run.write("predictions.jsonl", rows)
+
+    fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
+    fit.check(fingerprint(config, prompt))
+    log = run.read("metrics.jsonl")
+    result = report.build(rows, fit, log, cost, run.costs(), config, run.read("environment.json"))
+    if config.model == "toy":
+        with lora.adapter(model, False):
+            result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
+    run.write("report.json", result)
+    run.write("report.md", report.markdown(result))
+    _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
+
+
+def _state(config, model, prompt, pairs, ways):
+    """statements.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question)}"""
+    found = {way: [[None] * len(pairs), 0, 0.0] for way in ways}
+    asked = [(s["question"], s["answer"]) for s, _ in pairs]
+    seeds = [lm.seed_of(config.seed, "eval", t["part"], t["id"]) for _, t in pairs]
+    bar = tqdm(total=len(pairs), desc=f"confidence: {', '.join(ways)}", unit="question")
+    for batch in batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch):
+        some, own = [asked[i] for i in batch], [seeds[i] for i in batch]
+        got = statements.state(model, prompt, some, own, ways, config.reasoning, config.every)
+        for way, (confidence, tokens, seconds) in got.items():
+            for i, c in zip(batch, confidence, strict=True):
+                found[way][0][i] = c
+            found[way][1] += tokens / len(pairs)
+            found[way][2] += seconds / len(pairs)
+        bar.update(len(batch))
+    bar.close()
+    return {way: tuple(values) for way, values in found.items()}
+
+
+def _scale(scores, labelled, asked):
+    """Platt scaling fitted to the scores of labelled questions -> probabilities of those asked; None stays None."""
+    there = [(s, t["correct"]) for s, t in zip(scores, labelled, strict=True) if s is not None]
+    if not there:
+        return [None] * len(asked)
+    fit = platt.fit(*zip(*there, strict=True))
+    return [None if s is None else float(fit.predict(s)) for s in asked]
+
+
+def _draw(run, test, fit, log):
+    correct = np.array([r["correct"] for r in test])
+    methods = {}
+    for title, name in (("Stated, untrained", "untrained"), ("Stated, trained", "trained"), ("Teacher", "target")):
+        said = np.array([r[name] is not None for r in test])
+        methods[title] = np.array([r[name] for r in test if r[name] is not None], dtype=float), correct[said]
+    figures.reliability(methods, run.path("reliability.png"))
+    figures.risk_coverage(methods, run.path("risk_coverage.png"))
+    figures.entropy_curve(np.array([r["entropy"] for r in test]), correct, fit, run.path("entropy.png"))
+    figures.training(log, run.path("training.png"))

@@ -1,0 +1,72 @@
+"""Run a table of experiments from its grid, and write what came out.
+
+    pip install -r requirements-dev.txt
+    python -m experiments toy-arms --jobs 2      every arm on five toy worlds
+    python -m experiments smollm2-arms           the main arms with a real model and real questions
+
+A run that is finished is not made again, so an interrupted table goes on where it was. Runs are in runs/experiments,
+results in results/TABLE.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from experiments import tables
+from experiments.grid import TABLES, slug
+
+ROOT = Path(__file__).parent.parent
+
+
+def calunc(folder, command, flags, threads):
+    """One call of the command line. Its output goes to a file beside the run."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "calunc.py", command, "--out", str(folder), *shlex.split(flags)]
+    with folder.with_suffix(".log").open("a") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(argv, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+
+
+def arm(base, folder, flags, threads):
+    """Train and evaluate one arm on the samples of its seed."""
+    if not folder.exists():
+        shutil.copytree(base, folder.with_suffix(".tmp"))
+        folder.with_suffix(".tmp").rename(folder)
+    calunc(folder, "eval", flags, threads)
+    print(folder.name, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="*", help="only these (default: all of the grid)")
+    parser.add_argument("--arms", nargs="*", help="only these")
+    args = parser.parse_args()
+    table = TABLES[args.table]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    root = ROOT / "runs" / "experiments" / args.table
+    seeds = args.seeds or table.seeds
+    arms = {name: flags for name, flags in table.arms.items() if not args.arms or name in args.arms}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        bases = {seed: root / f"samples-{seed}" for seed in seeds}
+        made = {s: pool.submit(calunc, b, "calibrate", f"{table.flags} --seed {s}", threads) for s, b in bases.items()}
+        for future in made.values():
+            future.result()
+        runs = []
+        for seed in seeds:
+            for name, flags in arms.items():
+                call = f"{table.flags} {flags} --seed {seed}"
+                runs.append(pool.submit(arm, bases[seed], root / f"{slug(name)}-{seed}", call, threads))
+        for future in runs:
+            future.result()
+    tables.write(args.table, table, root, ROOT / "results")
+
+
+if __name__ == "__main__":
+    main()

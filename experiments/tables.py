@@ -1,0 +1,119 @@
+"""What the runs of a table say: metrics of each arm over the seeds, and paired differences with intervals.
+
+    d_s = metric of one arm - metric of the other, on the same questions of seed s
+    mean over s of d_s, with the 2.5% and 97.5% quantiles of a bootstrap that draws seeds, and questions within each
+
+A difference whose interval has 0 in it is a tie. What was malformed counts as worst.
+"""
+
+import json
+
+import numpy as np
+
+from eval import interval, metrics, resampled, with_missing
+from experiments.grid import slug
+from report import METHODS
+from run import Run
+
+SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
+TRAINED = {"trained": "stated", "expected": "expected"}
+LOW_IS_GOOD = {"ece", "brier", "ece_within"}
+
+
+def collect(table, root):
+    """-> {part: {"n", "rows": {name: ...}, "differences": {name: ...}}}, all that the documents say, as JSON values."""
+    runs = {arm: {s: Run(root / f"{slug(arm)}-{s}") for s in table.seeds} for arm in table.arms}
+    rows = {arm: {s: run.read("predictions.jsonl") for s, run in of.items()} for arm, of in runs.items()}
+    cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
+    first = next(iter(table.arms))
+    methods = {(arm, field): f"{arm}, {kind}" for arm in table.arms for field, kind in TRAINED.items()}
+    methods |= {(first, field): title for field, title in METHODS.items() if field not in TRAINED}
+    found = {}
+    for part in dict.fromkeys(r["part"] for r in rows[first][table.seeds[0]]):
+        values, draws = {}, {}
+        for (arm, field), title in methods.items():
+            each = [[r for r in rows[arm][s] if r["part"] == part] for s in table.seeds]
+            if field not in each[0][0] or field == "truth" and each[0][0]["truth"] is None:
+                continue
+            scored = [(*_worst(e, field), [r["family"] for r in e]) for e in each]
+            got = [metrics(*x) for x in scored]
+            tokens = [c[field]["tokens"] for c in cost[arm] if field in c]
+            values[title] = {
+                "malformed": float(np.mean([[r[field] is None for r in e] for e in each])),
+                "tokens": float(np.mean(tokens)) if tokens else None,
+                "seeds": [{name: g[name] for name in SHOWN} for g in got],
+                "mean": {name: float(np.mean([g[name] for g in got])) for name in SHOWN},
+            }
+            draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
+        pairs = [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm in table.arms for kind in TRAINED.values()]
+        found[part] = {
+            "n": len(each[0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in each], "rows": values,
+            "differences": {one: _difference(draws[one], draws[other], values[one], values[other])
+                            for one, other in pairs if one != other and one in draws},
+        }  # fmt: skip
+    return found
+
+
+def _worst(rows, field):
+    return with_missing([r[field] for r in rows], [r["correct"] for r in rows])[1]
+
+
+def _difference(one, other, mine, theirs):
+    """-> {metric: [difference, lo, hi]}"""
+    rng, found, seeds = np.random.default_rng(0), {}, len(one)
+    for name in SHOWN:
+        d = np.array([a[name] - b[name] for a, b in zip(one, other, strict=True)])  # (S, R)
+        drawn = d[rng.integers(seeds, size=(seeds, d.shape[1])), rng.integers(d.shape[1], size=(seeds, d.shape[1]))]
+        found[name] = [mine["mean"][name] - theirs["mean"][name], *interval(drawn.mean(axis=0))]
+    return found
+
+
+def markdown(name, table, found):
+    lines = [f"# {table.title}", "", f"`python -m experiments {name}`. {table.text}", ""]
+    for part, of in found.items():
+        accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
+        lines += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
+        lines += ["| | " + " | ".join(SHOWN.values()) + " | malformed | tokens |", "|---|" + "---:|" * (len(SHOWN) + 2)]
+        for title, row in of["rows"].items():
+            cells = [_cell([s[m] for s in row["seeds"]]) for m in SHOWN]
+            tokens = "" if row["tokens"] is None else f"{row['tokens']:.1f}"
+            lines.append(f"| {title} | " + " | ".join(cells) + f" | {row['malformed']:.1%} | {tokens} |")
+        shown = [m for m in SHOWN if m != "ece_within"]
+        lines += ["", f"Differences to *{table.reference}* with the same readout, paired, 95% intervals:", "",
+                  "| | " + " | ".join(SHOWN[m] for m in shown) + " |", "|---|" + "---:|" * len(shown)]  # fmt: skip
+        for title, d in of["differences"].items():
+            lines.append(f"| {title} | " + " | ".join(_verdict(m, *d[m]) for m in shown) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(values):
+    if np.isnan(values).any():
+        return "n/a"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _verdict(name, difference, low, high):
+    """A difference in words: whose interval spans 0 is a tie."""
+    if np.isnan(difference):
+        return "n/a"
+    word = "tie" if low <= 0 <= high else "**better**" if (high < 0) == (name in LOW_IS_GOOD) else "worse"
+    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] {word}"
+
+
+def write(name, table, root, results):
+    """results/NAME/report.json and report.md, with the settings, machine and seconds of every run."""
+    found = collect(table, root)
+    runs = {path.parent.name: path for path in sorted(root.glob("*/stages.json"))}
+    first = Run(next(iter(runs.values())).parent)
+    seconds = {
+        run: {s: of["seconds"] for s, of in json.loads(path.read_text()).items()} for run, path in runs.items()
+    }
+    target = results / name
+    target.mkdir(parents=True, exist_ok=True)
+    Run(target).write("report.json", {
+        "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
+        "environment": first.read("environment.json"), "parts": found,
+    })  # fmt: skip
+    Run(target).write("report.md", markdown(name, table, found))
+    print(f"wrote {target}")

@@ -1,0 +1,169 @@
+"""What the model says about its confidence: statements sampled one by one, or all of them with their probabilities.
+
+The base model reads the question and its own answer; the adapter is on from the turn on ("Confidence:"). Then
+
+    sampled:  c_1 ... c_G ~ pi( . | question, answer)              rollouts, perhaps after some reasoning
+    exact:    pi(c) = P(" c%" | question, answer)                  for each c in 0, 1, ..., 100
+    readout:  E[c] = sum_c c pi(c) / sum_c pi(c)                   the expected confidence
+
+Without reasoning there are only 101 things to say. They are scored on the shared prompt as a tree of digits, of about a
+hundred tokens, with gradients on.
+
+Left out: what else a statement could be. It counts as malformed, with the probability that is left.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from data import LABEL, parse_confidence
+from lm import completion_logprobs, sample, seed_of, stop_ids
+from lora import adapter
+from prefix import Read
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Q questions with their answers, read by the base model, and the turn that every statement begins with."""
+
+    read: Read
+    turn: list  # token ids of "Confidence:"
+
+    def some(self, chosen):
+        return Asked(self.read.some(chosen), self.turn)
+
+
+def ask(lm, prompt, pairs, reason=False, read=None):
+    """(question, answer) pairs -> Asked. reason: the turn begins with the reasoning.
+
+    read: what the model has read to answer the questions (frozen), to go on from.
+    """
+    contexts, turns = zip(*(prompt.confidence(q, a, reason) for q, a in pairs), strict=True)
+    if read is None:
+        return Asked(Read(lm, list(contexts), frozen=True), turns[0])
+    return Asked(read.then([c[len(p) :] for c, p in zip(contexts, read.prompts, strict=True)]), turns[0])
+
+
+# ---- sampled ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Q questions, G completions each: token ids, which tokens were the model's choice, and the stated confidence."""
+
+    asked: Asked
+    completions: list  # Q lists of G lists of token ids, where the adapter is on; the turn is their beginning
+    actions: list  # the same shape, 1 where the token was sampled and 0 where it was forced
+    confidence: list  # Q lists of G, a float in [0, 1] or None
+
+    @property
+    def tokens(self):
+        """Number of sampled tokens."""
+        return sum(sum(a) for group in self.actions for a in group)
+
+
+def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=6):
+    """Let the model state its confidence in each answer, `group` times. -> Rollouts
+
+    A completion is the turn and the sampled number. With reasoning > 0 the model first writes up to that many tokens,
+    to the end of the line. Forced tokens are no actions.
+    """
+    size, turn = len(asked.read.prompts), asked.turn
+    completions, actions = ([[x] * group for _ in range(size)] for x in (turn, [0] * len(turn)))
+
+    def extend(rows, choice):
+        """Append to each completion, and note whether it was the model's choice."""
+        for x, a, new in zip(completions, actions, rows, strict=True):
+            x[:] = [old + tokens for old, tokens in zip(x, new, strict=True)]
+            a[:] = [old + [choice] * len(tokens) for old, tokens in zip(a, new, strict=True)]
+
+    if reasoning:
+        # the token that ends the thought is an action too
+        thoughts = sample(lm, asked.read, [temperature] * group, reasoning, stop_ids(lm, "\n"), seeds, completions)
+        extend(thoughts, 1)
+        extend([[prompt.after_reasoning(t) for t in row] for row in thoughts], 0)
+    numbers = sample(lm, asked.read, [temperature] * group, number_tokens, stop_ids(lm, "\n%"),
+                     [seed_of(seed, "number") for seed in seeds], completions)  # fmt: skip
+    extend(numbers, 1)
+    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
+    return Rollouts(asked, completions, actions, [[stated[tuple(t)] for t in row] for row in numbers])
+
+
+# ---- exact ------------------------------------------------------------------------------------------------------
+
+
+def percentages(lm, every=1):
+    """Each `every`-th percentage, as far as the tokenizer can write it. -> {percent: token ids}"""
+    found = {percent: lm.proceed(f" {percent}%") for percent in range(0, 101, every)}
+    return {percent: ids for percent, ids in found.items() if lm.decode(ids) == f" {percent}%"}
+
+
+def log_policy(lm, asked, said, temperature=1.0, recompute=False):
+    """log pi(c) of each question and percentage. -> (Q, C), with gradient"""
+    completions = [[asked.turn + ids for ids in said.values()]] * len(asked.read.prompts)
+    logp, _ = completion_logprobs(lm, asked.read, completions, temperature, recompute, given=len(asked.turn))
+    return logp.sum(-1).view(-1, len(said))
+
+
+def divergence(logp, reference):
+    """KL(policy || reference) over the percentages and, as one more outcome, all else. (Q, C) x 2 -> (Q,), in nats"""
+
+    def whole(x):
+        rest = (1 - x.exp().sum(-1, keepdim=True)).clamp_min(1e-6).log()
+        return torch.cat([x, rest], dim=-1)
+
+    p, q = whole(logp), whole(reference)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def expected_confidence(logp, said):
+    """Mean of what would be said, given that it is a percentage. (Q, C) -> (Q,), and the chance of one at all, (Q,)"""
+    percent = torch.tensor(list(said), dtype=logp.dtype, device=logp.device)
+    pi = logp.exp()
+    return (pi * percent).sum(-1) / pi.sum(-1).clamp_min(1e-12) / 100, pi.sum(-1)
+
+
+# ---- all ways ---------------------------------------------------------------------------------------------------
+
+
+def p_true(lm, asked):
+    """P(True) against P(False), where the turn asks for one of them. -> (Q,)"""
+    said = [[asked.turn + lm.proceed(text) for text in (" True", " False")]] * len(asked.read.prompts)
+    logp, _ = completion_logprobs(lm, asked.read, said, given=len(asked.turn))
+    return logp.sum(-1).view(-1, 2).softmax(-1)[:, 0]
+
+
+def expect(lm, asked, every=1):
+    """The expected confidence in each answer, None where it is more likely that no percentage would be stated."""
+    said = percentages(lm, every)
+    if not said:
+        return [None] * len(asked.read.prompts)
+    mean, number = expected_confidence(log_policy(lm, asked, said), said)
+    return [c if p >= 0.5 else None for c, p in zip(mean.tolist(), number.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def state(lm, prompt, pairs, seeds, ways, reasoning=0, every=1, read=None):
+    """What the model says about a batch of (question, answer) pairs. -> {way: (confidences, tokens, seconds)}
+
+    ways: "trained", and with the adapter off "untrained" and "zero-shot", one greedy statement; "expected", the mean of
+    what would be said with the adapter on, and "p-true", for which nothing is generated. A confidence is None where
+    none is stated; tokens and seconds are sums over the batch. The base model reads each pair once for all of them;
+    read: as for `ask`.
+    """
+    start = time.perf_counter()
+    asked = ask(lm, prompt, pairs, reasoning > 0 and "p-true" not in ways, read)
+    reading, found = time.perf_counter() - start, {}
+    for way in ways:
+        start, tokens = time.perf_counter(), 0
+        with adapter(lm, way in ("trained", "expected")):
+            if way == "p-true":
+                stated = p_true(lm, asked).tolist()
+            elif way == "expected":
+                stated = expect(lm, asked, every)
+            else:
+                drawn = rollout(lm, prompt, asked, 1, 0.0, seeds, reasoning)
+                stated, tokens = [c for (c,) in drawn.confidence], drawn.tokens
+        found[way] = stated, tokens, reading + time.perf_counter() - start
+    return found
