@@ -3,6 +3,7 @@
     pip install -r requirements-dev.txt
     python -m experiments toy-arms --jobs 2      every arm on five toy worlds
     python -m experiments smollm2-arms           the main arms with a real model and real questions
+    python -m experiments scores                 samples, kernels, embedders and calibrators; no training
 
 A run that is finished is not made again, so an interrupted table goes on where it was. Runs are in runs/experiments,
 results in results/TABLE.
@@ -18,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from experiments import tables
-from experiments.grid import TABLES, slug
+from experiments.grid import SCORES, TABLES, slug
+from run import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,16 +43,34 @@ def arm(base, folder, flags, threads):
     print(folder.name, flush=True)
 
 
+def scores(root, threads):
+    """Sample where nothing is there yet, and measure."""
+    from experiments.scores import markdown, measure
+
+    found, target = {}, ROOT / "results" / "scores"
+    for name, of in SCORES.items():
+        folders = [root / f"{name}-{seed}" for seed in of["seeds"]]
+        for seed, folder in zip(of["seeds"], folders, strict=True):
+            calunc(folder, "sample", f"{of['flags']} --seed {seed}", threads)
+        found[name] = of | measure(folders, of["embedders"])
+    target.mkdir(parents=True, exist_ok=True)
+    Run(target).write("report.json", found)
+    Run(target).write("report.md", markdown(found))
+    print(f"wrote {target}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, "scores"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
     parser.add_argument("--seeds", type=int, nargs="*", help="only these (default: all of the grid)")
     parser.add_argument("--arms", nargs="*", help="only these")
     args = parser.parse_args()
-    table = TABLES[args.table]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     root = ROOT / "runs" / "experiments" / args.table
+    if args.table == "scores":
+        return scores(root, threads)
+    table = TABLES[args.table]
     seeds = args.seeds or table.seeds
     arms = {name: flags for name, flags in table.arms.items() if not args.arms or name in args.arms}
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 
 SEEDS = (1, 2, 3, 4, 5)
 
-# The general budget of every trained arm: the same questions, steps and learning rate.
-PAPER = "paper: calibrated reward"
+PAPER = "calibrated reward (the paper's)"
 BRIER = "Brier reward (RLCR)"
-OURS = "ours"
+EXACT = "exact gradient (ours)"
 ARMS = {
     PAPER: "",
     BRIER: "--reward brier",
     "log reward (Rewarding Doubt)": "--reward log",
-    "supervised on the target": "--steps 0 --warmup 500",
-    "exact gradient": "--gradient exact",
-    "exact, hybrid reward": "--gradient exact --reward hybrid",
-    "exact, target of the answer": "--gradient exact --target answer",
-    OURS: "--gradient exact --reward hybrid --target answer",
+    "supervised on the target": "--steps 0 --warmup 1000",
+    EXACT: "--gradient exact",
+    "exact gradient, Brier reward": "--gradient exact --reward brier",
+    "exact gradient, hybrid reward": "--gradient exact --reward hybrid",
+    "exact gradient, target of the answer": "--gradient exact --target answer",
 }
 ABLATIONS = {
     "tolerance 0": "--tolerance 0",
@@ -48,13 +47,30 @@ def slug(name):
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
+MODEL = "--model models/smollm2-135m-instruct --prompt fewshot --sample-batch 48 --embedder models/all-minilm-l6-v2"
+GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continents calling_codes domains".split())
+SMOLLM2 = (
+    f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
+    "--ood facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl "
+    "--platt-questions 300 --train-questions 3600 --test-questions 1100 --ood-questions 400"
+)
+
 TABLES = {
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
-        ARMS, SEEDS, BRIER,
+        ARMS, SEEDS, BRIER, "--steps 1000",
     ),
     "toy-ablations": Table(
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
         {PAPER: "", **ABLATIONS}, SEEDS[:3], PAPER,
+    ),
+}  # fmt: skip
+
+SCORES = {
+    "toy": dict(title="The toy world", flags="--samples 20", seeds=SEEDS, embedders=["self"]),
+    "smollm2": dict(
+        title="SmolLM2-135M, geography and TriviaQA", seeds=(0,), embedders=["models/all-minilm-l6-v2", "self"],
+        flags=f"{MODEL} --samples 20 --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --platt-questions 400 "
+        "--train-questions 1 --test-questions 400",
     ),
 }  # fmt: skip

@@ -807,7 +807,8 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
     def state(model, prompt, pairs, seeds, ways, reasoning, every):
         """Questions may come in any order: what is said goes by the question."""
         assert len(pairs) == len(seeds) == 8 and ways == ["untrained", "trained", "expected"]
-        place = {row["question"]: i for i, row in enumerate(r for r in rows(out / "samples.jsonl") if r["part"] == "test")}
+        test = [row["question"] for row in rows(out / "samples.jsonl") if row["part"] == "test"]
+        place = {question: i for i, question in enumerate(test)}
         order = [place[q] for q, _ in pairs]
         return {way: ([said[way != "untrained"][i] for i in order], 40, 2.0) for way in ways}
 
@@ -935,8 +936,8 @@ def test_baselines_that_read_the_questions_again(copy, call, mixed, monkeypatch)
         (("p-true",), n, "True or false:", 8), (("p-true",), n, "True or false:", 6),
     ]  # fmt: skip
     methods = json.loads((copy / "report.json").read_text())["sets"]["test"]["methods"]
-    for title in ("Stated, untrained, Platt", "Stated, zero-shot", "Stated, zero-shot, Platt", "P(True)", "P(True), Platt"):
-        assert methods[title]["n"] == 8
+    for title in ("Stated, untrained", "Stated, zero-shot", "P(True)"):
+        assert methods[title]["n"] == methods[f"{title}, Platt"]["n"] == 8
     assert 0 < methods["P(True)"]["mean_confidence"] < 1
 
 

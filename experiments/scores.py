@@ -1,0 +1,195 @@
+"""Stages 1 and 2 without any training: number of samples, kernel, embedder and calibrator, on cached samples.
+
+    plug-in      H_n, the entropy of n samples, biased low
+    jackknife    n H_n - (n - 1) mean_i H_(n-1) without sample i      Quenouille 1956; takes the bias of order 1/n away
+    limit        the entropy of the true distribution of answers, in the toy world
+
+Twenty samples a question; fewer are the first ones of them. Fitted on labelled questions, shown on the test part.
+"""
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+from sklearn.isotonic import IsotonicRegression
+
+import baselines
+import data
+import lm
+import platt
+from entropy import grams, von_neumann
+from eval import metrics
+from run import Config, Run
+from stages import load_model
+
+COUNTS = (3, 5, 10, 20)
+KERNELS = [("rbf", 0.25), ("rbf", 1.0), ("rbf", 4.0), ("rbf", 16.0), ("cosine", 1.0)]
+SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within"}
+
+
+class Logit(ClassifierMixin, BaseEstimator):
+    """A classifier whose decision function is its input, for scikit-learn's calibrators."""
+
+    classes_ = np.array([0, 1])
+
+    def fit(self, scores, labels):
+        return self
+
+    def decision_function(self, scores):
+        return scores[:, 0]
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+
+def temperature(scores, labels, asked):
+    """sigma(score / T). (N,), (N,), (M,) -> (M,)"""
+    model = CalibratedClassifierCV(FrozenEstimator(Logit()), method="temperature").fit(scores[:, None], labels)
+    return model.predict_proba(asked[:, None])[:, 1]
+
+
+def isotonic(scores, labels, asked):
+    """A step function, rising or falling as the labels say."""
+    model = IsotonicRegression(y_min=0, y_max=1, increasing="auto", out_of_bounds="clip")
+    return model.fit(scores, labels).predict(asked)
+
+
+def newton(scores, labels, asked):
+    return platt.fit(scores, labels).predict(asked)
+
+
+class Samples:
+    """The samples of a run, embedded: which questions are labelled, which are the test, who was right."""
+
+    def __init__(self, folder, embedder=None):
+        run = Run(folder)
+        config = Config(**run.read("config.json"))
+        model, _ = load_model(config, run)
+        self.rows, self.config = run.read("samples.jsonl"), config
+        texts = [text for row in self.rows for text in row["samples"]]
+        embedder = lm.load_embedder(embedder or config.embedder, model)
+        self.embeddings = lm.embed(embedder, texts).reshape(len(self.rows), config.samples, -1)  # (N, n, d)
+        self.correct = np.array([data.grade(r["answer"], r["answers"], config.grader) for r in self.rows])
+        part = np.array([r["part"] for r in self.rows])
+        self.labelled, self.test = np.isin(part, ("platt", "train")), part == "test"
+        self.family = np.array([r["family"] for r in self.rows])[self.test]
+        self.embed = lambda texts: lm.embed(embedder, texts)
+
+    def score(self, scores, calibrate=newton):
+        """Fit to the labelled questions, metrics of the test part."""
+        p = calibrate(scores[self.labelled], self.correct[self.labelled], scores[self.test])
+        return self.judge(p)
+
+    def judge(self, confidence):
+        found = metrics(confidence, self.correct[self.test], self.family)
+        return {name: found[name] for name in SHOWN}
+
+
+def counts(samples):
+    """-> {n: the mean entropy in nats, plug-in and jackknife, and the metrics of both}"""
+    kernel, gamma = samples.config.kernel, samples.config.gamma
+    gram = grams(samples.embeddings, kernel, gamma)  # (N, 20, 20)
+    found = {}
+    for n in COUNTS:
+        k = gram[:, :n, :n]
+        plug_in = von_neumann(k)
+        left = [von_neumann(np.delete(np.delete(k, i, 1), i, 2)) for i in range(n)]
+        jackknife = n * plug_in - (n - 1) * np.mean(left, axis=0)
+        found[n] = {
+            "plug-in": float(plug_in[samples.test].mean()), "jackknife": float(jackknife[samples.test].mean()),
+            "of plug-in": samples.score(plug_in), "of jackknife": samples.score(jackknife),
+        }  # fmt: skip
+    return found
+
+
+def limit(samples):
+    """Mean entropy of the true distributions of answers, in nats: what many samples would give; None if unknown."""
+    rows = [r for r, test in zip(samples.rows, samples.test, strict=True) if test]
+    if not rows[0]["truth"]:
+        return None
+    chance = np.array([list(r["truth"].values()) for r in rows])  # (N, 4)
+    embeddings = samples.embed([answer for r in rows for answer in r["truth"]]).reshape(*chance.shape, -1)
+    k = grams(embeddings, samples.config.kernel, samples.config.gamma)
+    rho = np.sqrt(chance[:, :, None] * chance[:, None, :]) * k  # the same eigenvalues as the sum of p |e><e|
+    lam = np.clip(np.linalg.eigvalsh(rho), 1e-300, 1)
+    return float(-(lam * np.log(lam)).sum(1).mean())
+
+
+def kernels(samples, n=10):
+    """-> {kernel: metrics}"""
+    found, few = {}, samples.embeddings[:, :n]
+    for kernel, gamma in KERNELS:
+        name = f"rbf, γ = {gamma:g}" if kernel == "rbf" else kernel
+        found[name] = samples.score(von_neumann(grams(few, kernel, gamma)))
+    return found
+
+
+def calibrators(samples, n=10):
+    """-> {score: {calibrator: metrics}}. A probability is given as log-odds; an entropy as it is."""
+    few = grams(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
+    entropy = von_neumann(few)
+    likely = np.array([baselines.sequence_probability(r["answer_logprob"], r["answer_tokens"]) for r in samples.rows])
+    agree = np.array([baselines.self_consistency(r["answer"], r["samples"][:n]) for r in samples.rows])
+    found = {}
+    scores = {"entropy": 1 - entropy / np.log(n), "sequence probability": likely, "self-consistency": agree}
+    for name, p in scores.items():
+        odds = np.log(np.clip(p, 0.01, 0.99) / (1 - np.clip(p, 0.01, 0.99)))
+        own = -entropy if name == "entropy" else odds
+        found[name] = {
+            "none": samples.judge(np.clip(p, 0, 1)[samples.test]), "Platt": samples.score(own),
+            "temperature": samples.score(odds, temperature), "isotonic": samples.score(own, isotonic),
+        }  # fmt: skip
+    return found
+
+
+def mean(found):
+    """The mean over seeds of dictionaries of one form."""
+    first = found[0]
+    if isinstance(first, dict):
+        return {key: mean([f[key] for f in found]) for key in first}
+    return None if first is None else float(np.mean(found))
+
+
+def measure(folders, embedders):
+    """-> everything for one kind of samples: means over the seeds."""
+    torch.set_grad_enabled(False)
+    each = {e: [Samples(folder, e) for folder in folders] for e in embedders}
+    main = each[embedders[0]]
+    return {
+        "questions": int(main[0].test.sum()), "limit": mean([limit(s) for s in main]),
+        "counts": mean([counts(s) for s in main]),
+        "kernels": {e: mean([kernels(s) for s in of]) for e, of in each.items()},
+        "calibrators": mean([calibrators(s) for s in main]),
+    }  # fmt: skip
+
+
+def markdown(found):
+    text = (
+        "`python -m experiments scores`: stages 1 and 2 without any training. Fewer samples are the first ones of "
+        "twenty. Jackknife: n H_n - (n - 1) times the mean entropy without one of the samples, which takes away the "
+        "bias of order 1/n. Fitted on labelled questions, shown on the test part; means over the seeds."
+    )
+    lines = ["# Samples, kernels, embedders and calibrators", "", text, ""]
+    kinds, columns = ("plug-in", "jackknife"), ("ece", "auroc", "auroc_within")
+    pairs = [(kind, c) for kind in kinds for c in columns]
+    head = ["samples", *(f"{kind}, nats" for kind in kinds), *(f"{SHOWN[c]}, {kind}" for kind, c in pairs)]
+    for of in found.values():
+        seeds = ", ".join(map(str, of["seeds"]))
+        lines += [f"## {of['title']}", "", f"`{of['flags']}`, {of['questions']} test questions, seeds {seeds}.", ""]
+        lines += ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
+        for n, row in of["counts"].items():
+            cells = [row[kind] for kind in kinds] + [row[f"of {kind}"][c] for kind, c in pairs]
+            lines.append(f"| {n} | " + " | ".join(f"{c:.3f}" for c in cells) + " |")
+        if of["limit"] is not None:
+            lines += ["", f"The entropy of the true distribution is {of['limit']:.3f} nats on average."]
+        for title in ("kernels", "calibrators"):
+            rows = {f"{a}, {b}": row for a, of_a in of[title].items() for b, row in of_a.items()}
+            lines += ["", *_table(f"{title}, 10 samples", rows)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(head, rows):
+    lines = [f"| {head} | " + " | ".join(SHOWN.values()) + " |", "|---|" + "---:|" * len(SHOWN)]
+    return lines + [f"| {name} | " + " | ".join(f"{row[m]:.3f}" for m in SHOWN) + " |" for name, row in rows.items()]
