@@ -41,10 +41,14 @@ METHODS = {
 def environment(device="cpu", dtype=torch.float32):
     """What the numbers were made on, and how fast it multiplies matrices."""
     packages = ("torch", "transformers", "numpy", "datasets")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
-    machine = {"machine": platform.machine(), "cores": cores, "device": str(device),
+    machine = {"machine": platform.machine(), "cores": cores(), "device": str(device),
                "matmul_gflops": round(matmul_flops(device, dtype) / 1e9, 1)}  # fmt: skip
     return {"python": sys.version.split()[0], **machine} | {name: version(name) for name in packages}
+
+
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
 
 
 def teacher_cost(samples):

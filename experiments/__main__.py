@@ -20,6 +20,7 @@ from pathlib import Path
 
 from experiments import tables
 from experiments.grid import SCORES, TABLES, slug
+from report import cores
 from run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="*", help="only these (default: all of the grid)")
     parser.add_argument("--arms", nargs="*", help="only these")
     args = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, cores() // args.jobs)
     root = ROOT / "runs" / "experiments" / args.table
     if args.table == "scores":
         return scores(root, threads)
