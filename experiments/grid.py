@@ -64,6 +64,17 @@ TABLES = {
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
         {PAPER: "", **ABLATIONS}, SEEDS[:3], PAPER,
     ),
+    "smollm2-arms": Table(
+        "The main arms with SmolLM2-135M and real questions",
+        "All arms have the same questions and samples, and 150 steps of 24 questions, an epoch.",
+        {
+            PAPER: "--steps 150",
+            BRIER: "--steps 150 --reward brier",
+            "supervised on the target": "--steps 0 --warmup 150",
+            "exact gradient after a warm-up (ours)": "--gradient exact --warmup 100 --steps 50",
+        },
+        (0,), BRIER, f"{SMOLLM2} --questions 24 --rollouts 8 --every 5 --lr 1e-3",
+    ),
 }  # fmt: skip
 
 SCORES = {

@@ -23,6 +23,8 @@ from run import usual  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
          "environment.json")  # fmt: skip
+# the rows of the README; report.md has all of them
+SHOWN = ("untrained", "trained", "expected", "target", "probability, scaled", "base rate", "family prior", "truth")
 COLUMNS = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within families"}
 
 
@@ -50,6 +52,8 @@ def summary(name, beside):
     lines = [f"**{test[0]}** ({test[1]['n']} questions, accuracy {test[1]['accuracy']:.2f})", ""]
     lines += ["| | " + " | ".join(COLUMNS.values()) + " | tokens |", "|---|" + "---:|" * (len(COLUMNS) + 1)]
     for method, row in test[1]["methods"].items():
+        if keys.get(method.removesuffix(", malformed dropped")) not in SHOWN:
+            continue
         cost = report["cost"].get(keys.get(method), {}).get("tokens")
         rows = [(method, row)]
         for other, title in beside if keys.get(method) == "trained" else []:
