@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 import baselines
 import figures
-import lm
 import lora
 import platt
 import report
@@ -65,11 +64,9 @@ def _state(config, model, prompt, pairs, ways):
     """statements.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question)}"""
     found = {way: [[None] * len(pairs), 0, 0.0] for way in ways}
     asked = [(s["question"], s["answer"]) for s, _ in pairs]
-    seeds = [lm.seed_of(config.seed, "eval", t["part"], t["id"]) for _, t in pairs]
     bar = tqdm(total=len(pairs), desc=f"confidence: {', '.join(ways)}", unit="question")
     for batch in batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch):
-        some, own = [asked[i] for i in batch], [seeds[i] for i in batch]
-        got = statements.state(model, prompt, some, own, ways, config.reasoning, config.every)
+        got = statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning)
         for way, (confidence, tokens, seconds) in got.items():
             for i, c in zip(batch, confidence, strict=True):
                 found[way][0][i] = c

@@ -54,10 +54,11 @@ class Platt:
         with np.errstate(over="ignore"):  # an infinite log-odds is a probability of 0 or 1
             return sigmoid((s @ self.a if isinstance(self.a, tuple) else self.a * s) + self.b)
 
-    def formula(self, names=("entropy", "similarity")):
-        """The fit in words, with the names of its scores."""
-        slopes = self.a if isinstance(self.a, tuple) else (self.a,)
-        return f"σ({' + '.join(f'{a:.3f} · {name}' for a, name in zip(slopes, names, strict=False))} + {self.b:.3f})"
+    def formula(self):
+        """The fit in words: of the entropy, or of the entropy and the answer's similarity to the samples."""
+        a = self.a if isinstance(self.a, tuple) else (self.a,)
+        terms = [f"{slope:.3f} · {name}" for slope, name in zip(a, ("entropy", "similarity")[: len(a)], strict=True)]
+        return f"σ({' + '.join(terms)} + {self.b:.3f})"
 
     def check(self, fingerprint):
         """Raises ValueError, naming the fields that differ, unless the scores were made as those of the fit.

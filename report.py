@@ -160,7 +160,7 @@ def markdown(report):
     lines = ["# Report", ""]
     for name, s in report["sets"].items():
         lines += [f"## {name}", "", f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap.", ""]
-        lines += [table(s["methods"]), "", *_ceiling(s["methods"])]
+        lines += [table(s["methods"]), "", *_decomposition(s["methods"])]
         if s["agreement"]:
             lines += ["Distillation error: student v teacher. Teacher error: teacher v the known probability.", "",
                       "| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]  # fmt: skip
@@ -197,9 +197,10 @@ def markdown(report):
     return "\n".join(lines)
 
 
-def _ceiling(methods):
+def _decomposition(methods):
     """Murphy's decomposition of the Brier score: how far each method's confidences can be trusted, and tell apart."""
-    lines = ["Brier score = reliability (low is good) - resolution (high is good) + uncertainty, in ten bins.", "",
+    lines = ["Brier score ≈ reliability (low is good) - resolution (high is good) + uncertainty, in ten bins; what is "
+             "missing is the spread inside the bins.", "",
              "| | Brier | Reliability | Resolution | Uncertainty |", "|---|---:|---:|---:|---:|"]  # fmt: skip
     for title, m in methods.items():
         cells = " | ".join(f"{m[name]:.3f}" for name in ("brier", "reliability", "resolution", "uncertainty"))

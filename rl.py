@@ -167,8 +167,9 @@ def warm_up(lm, prompt, items, config, optimizer):
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
+    step = max(5, config.every)
     asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in items])
-    completions = [[asked.turn + lm.proceed(f" {5 * round(20 * x.target)}%")] for x in items]
+    completions = [[asked.turn + lm.proceed(f" {step * round(100 * x.target / step)}%")] for x in items]
     with optimizer.autocast():
         logp, mask = completion_logprobs(
             lm, asked.read, completions, recompute=config.recompute, given=len(asked.turn)
@@ -232,11 +233,12 @@ def update(lm, batch, advantages, config, optimizer):
 def update_exactly(lm, asked, said, rewards, config, optimizer):
     """One optimiser step on the expected reward sum_c pi(c) r(c). rewards (Q, C) -> stats, log pi (Q, C)
 
-    The gradient is the one that REINFORCE estimates from rollouts, without noise; percentages that were left out of
-    `said`, and whatever is none, earn 0.
+    The gradient of the reward is the one that REINFORCE estimates from rollouts, without noise; percentages that were
+    left out of `said`, and whatever is none, earn 0. The divergence is that of the distributions over `said` and all
+    else, not of the tokens one by one.
     """
     size, found, totals = len(rewards), [], {"loss": 0.0, "kl": 0.0}
-    questions = max(1, lm.chunk // len(tree_of([asked.turn + ids for ids in said.values()])))
+    questions = config.micro_batch or max(1, lm.chunk // len(tree_of([asked.turn + ids for ids in said.values()])))
     for start in range(0, size, questions):
         part = range(start, min(start + questions, size))
         some = asked.some(part)
@@ -300,7 +302,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
 
 
 def train(lm, prompt, items, reward, config, on_step):
-    """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same objective.
+    """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same expected reward.
 
     lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float.
     on_step(dict): called with the metrics of every step.

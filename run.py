@@ -17,6 +17,7 @@ FILES = {  # the stages in their order, and what each of them writes
     "eval": ("predictions.jsonl", "report.json", "report.md"),
 }
 STAGES = tuple(FILES)
+FORMAT = 2  # of the files; what a version with another one made is made again
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
 
@@ -65,9 +66,9 @@ class Config:
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
     tolerance: float = flag(0.05, "of the calibrated reward [reported: 0.05]", "train")
     alpha: float = flag(0.5, "of the hybrid reward", "train")
-    gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages",
-                         "train", choices=("sampled", "exact"))  # fmt: skip
-    every: int = flag(1, "where all percentages are scored: each so many-th", "train")
+    gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages, no "
+                         "rollouts, advantages, clipping", "train", choices=("sampled", "exact"))  # fmt: skip
+    every: int = flag(1, "of the exact gradient: each so many-th percentage", "train", choices=(1, 5, 10))
     advantage: str = flag("loo", "loo, center, or zscore (GRPO's)", "train", choices=("loo", "center", "zscore"))
     lr: float = flag(2e-4, "learning rate of AdamW", "train")
     rank: int = flag(16, "of the LoRA [reported: 16]", "train")
@@ -108,7 +109,7 @@ def check(config):
     if config.samples < 2:
         raise ValueError(f"--samples is {config.samples}: an entropy needs at least 2 samples")
     positive = ("platt_questions", "train_questions", "test_questions", "ood_questions", "answer_tokens",
-                "sample_batch", "questions", "every", "rollouts", "rank", "updates", "resamples", "folds",
+                "sample_batch", "questions", "rollouts", "rank", "updates", "resamples", "folds",
                 "temperature", "rollout_temperature", "lr", "gamma", "max_grad_norm")  # fmt: skip
     for name in positive:
         if not getattr(config, name) > 0:
@@ -189,6 +190,7 @@ def key(stage, config):
     """A digest of all settings that a stage, or one before it, depends on, and of the question files."""
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
+    settings["format"] = FORMAT
     for name in map(str.strip, f"{config.dataset},{config.ood}".split(",")):
         file = FACTS if name.partition(":")[0] == "facts" else Path(name)
         if file.is_file():

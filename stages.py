@@ -229,9 +229,7 @@ def answer_questions(config, run, questions):
         with lora.adapter(model, False):
             drawn = lm.sample(model, read, [config.answer_temperature], config.answer_tokens, stop, own)
         pairs = [(questions[i], data.clean_answer(model.decode(c))) for i, (c,) in zip(batch, drawn, strict=True)]
-        stated, _, _ = statements.state(
-            model, prompt, pairs, own, [way], config.reasoning, config.every, read
-        )[way]
+        stated, _, _ = statements.state(model, prompt, pairs, [way], config.reasoning, read)[way]
         found |= {i: {"question": q, "answer": a, "confidence": c}
                   for i, (q, a), c in zip(batch, pairs, stated, strict=True)}  # fmt: skip
     return [found[i] for i in range(len(questions))]

@@ -6,10 +6,11 @@ The base model reads the question and its own answer; the adapter is on from the
     exact:    pi(c) = P(" c%" | question, answer)                  for each c in 0, 1, ..., 100
     readout:  E[c] = sum_c c pi(c) / sum_c pi(c)                   the expected confidence
 
-Without reasoning there are only 101 things to say. They are scored on the shared prompt as a tree of digits, of about a
-hundred tokens, with gradients on.
+Without reasoning there are only 101 whole percentages to say. They are scored on the shared prompt as a tree of digits,
+of about a hundred tokens, with gradients on.
 
-Left out: what else a statement could be. It counts as malformed, with the probability that is left.
+Left out: what else a statement could be, "9.5%" too, which `parse_confidence` would take. It counts as malformed, with
+the probability that is left.
 """
 
 import time
@@ -96,7 +97,11 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_to
 def percentages(lm, every=1):
     """Each `every`-th percentage, as far as the tokenizer can write it. -> {percent: token ids}"""
     found = {percent: lm.proceed(f" {percent}%") for percent in range(0, 101, every)}
-    return {percent: ids for percent, ids in found.items() if lm.decode(ids) == f" {percent}%"}
+    return {percent: ids for percent, ids in found.items() if _written(lm, ids, f"{percent}%")}
+
+
+def _written(lm, ids, text):
+    return lm.decode(ids).strip() == text  # some tokenizers drop the first blank when they decode
 
 
 def log_policy(lm, asked, said, temperature=1.0, recompute=False):
@@ -128,15 +133,18 @@ def expected_confidence(logp, said):
 
 
 def p_true(lm, asked):
-    """P(True) against P(False), where the turn asks for one of them. -> (Q,)"""
-    said = [[asked.turn + lm.proceed(text) for text in (" True", " False")]] * len(asked.read.prompts)
+    """P(True) against P(False), where the turn asks for one of them. -> Q floats, None if it cannot be written"""
+    words = {text: lm.proceed(f" {text}") for text in ("True", "False")}
+    if not all(_written(lm, ids, text) for text, ids in words.items()):
+        return [None] * len(asked.read.prompts)
+    said = [[asked.turn + ids for ids in words.values()]] * len(asked.read.prompts)
     logp, _ = completion_logprobs(lm, asked.read, said, given=len(asked.turn))
-    return logp.sum(-1).view(-1, 2).softmax(-1)[:, 0]
+    return logp.sum(-1).view(-1, 2).softmax(-1)[:, 0].tolist()
 
 
-def expect(lm, asked, every=1):
-    """The expected confidence in each answer, None where it is more likely that no percentage would be stated."""
-    said = percentages(lm, every)
+def expect(lm, asked):
+    """The expected confidence in each answer, None where it is likelier that no whole percentage would be stated."""
+    said = percentages(lm)
     if not said:
         return [None] * len(asked.read.prompts)
     mean, number = expected_confidence(log_policy(lm, asked, said), said)
@@ -144,7 +152,7 @@ def expect(lm, asked, every=1):
 
 
 @torch.no_grad()
-def state(lm, prompt, pairs, seeds, ways, reasoning=0, every=1, read=None):
+def state(lm, prompt, pairs, ways, reasoning=0, read=None):
     """What the model says about a batch of (question, answer) pairs. -> {way: (confidences, tokens, seconds)}
 
     ways: "trained", and with the adapter off "untrained" and "zero-shot", one greedy statement; "expected", the mean of
@@ -159,11 +167,11 @@ def state(lm, prompt, pairs, seeds, ways, reasoning=0, every=1, read=None):
         start, tokens = time.perf_counter(), 0
         with adapter(lm, way in ("trained", "expected")):
             if way == "p-true":
-                stated = p_true(lm, asked).tolist()
+                stated = p_true(lm, asked)
             elif way == "expected":
-                stated = expect(lm, asked, every)
+                stated = expect(lm, asked)
             else:
-                drawn = rollout(lm, prompt, asked, 1, 0.0, seeds, reasoning)
+                drawn = rollout(lm, prompt, asked, 1, 0.0, range(len(pairs)), reasoning)  # greedy: no seed matters
                 stated, tokens = [c for (c,) in drawn.confidence], drawn.tokens
         found[way] = stated, tokens, reading + time.perf_counter() - start
     return found

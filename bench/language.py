@@ -173,7 +173,7 @@ def using():
     def student():
         read, drawn = answers([0.0])
         pairs = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
-        _, stated, _ = statements.state(model, prompt, pairs, seeds, ["trained"], read=read)["trained"]
+        _, stated, _ = statements.state(model, prompt, pairs, ["trained"], read=read)["trained"]
         tokens["student"] = sum(len(c) for row in drawn for c in row) + stated
 
     took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})

@@ -18,6 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from calunc import parse
 from experiments import tables
 from experiments.grid import SCORES, TABLES, slug
 from report import cores
@@ -30,7 +31,7 @@ def calunc(folder, command, flags, threads):
     """One call of the command line. Its output goes to a file beside the run."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "calunc.py", command, "--out", str(folder), *shlex.split(flags)]
-    with folder.with_suffix(".log").open("a") as log:
+    with folder.with_name(f"{folder.name}.log").open("a") as log:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run(argv, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
 
@@ -38,8 +39,9 @@ def calunc(folder, command, flags, threads):
 def arm(base, folder, flags, threads):
     """Train and evaluate one arm on the samples of its seed."""
     if not folder.exists():
-        shutil.copytree(base, folder.with_suffix(".tmp"))
-        folder.with_suffix(".tmp").rename(folder)
+        temporary = folder.with_name(f"{folder.name}.tmp")
+        shutil.copytree(base, temporary, dirs_exist_ok=True)
+        temporary.rename(folder)
     calunc(folder, "eval", flags, threads)
     print(folder.name, flush=True)
 
@@ -73,7 +75,7 @@ def main():
         return scores(root, threads)
     table = TABLES[args.table]
     seeds = args.seeds or table.seeds
-    arms = {name: flags for name, flags in table.arms.items() if not args.arms or name in args.arms}
+    arms = args.arms or list(table.arms)
     with ThreadPoolExecutor(args.jobs) as pool:
         bases = {seed: root / f"samples-{seed}" for seed in seeds}
         made = {s: pool.submit(calunc, b, "calibrate", f"{table.flags} --seed {s}", threads) for s, b in bases.items()}
@@ -81,12 +83,21 @@ def main():
             future.result()
         runs = []
         for seed in seeds:
-            for name, flags in arms.items():
-                call = f"{table.flags} {flags} --seed {seed}"
-                runs.append(pool.submit(arm, bases[seed], root / f"{slug(name)}-{seed}", call, threads))
+            for name in arms:
+                folder = root / f"{slug(name)}-{seed}"
+                runs.append(pool.submit(arm, bases[seed], folder, table.call(name, seed), threads))
         for future in runs:
             future.result()
-    tables.write(args.table, table, root, ROOT / "results")
+    missing = []
+    for name in table.arms:
+        for seed in table.seeds:
+            _, config = parse(shlex.split(table.call(name, seed)))
+            run = Run(root / f"{slug(name)}-{seed}")
+            missing += [] if run.done("eval", config) else [run.folder.name]
+    if missing:
+        print(f"no table yet, without {', '.join(missing)}")
+    else:
+        tables.write(args.table, table, root, ROOT / "results")
 
 
 if __name__ == "__main__":

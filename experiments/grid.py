@@ -1,4 +1,4 @@
-"""What is compared: each arm is the flags of a run, and all arms of a seed share its samples."""
+"""What is compared: each arm is the flags of a run, and the arms of a seed share its samples where they can."""
 
 import re
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ SEEDS = (1, 2, 3, 4, 5)
 
 PAPER = "calibrated reward (the paper's)"
 BRIER = "Brier reward (RLCR)"
-EXACT = "exact gradient (ours)"
 ARMS = {
     PAPER: "",
     BRIER: "--reward brier",
     "log reward (Rewarding Doubt)": "--reward log",
     "supervised on the target": "--steps 0 --warmup 1000",
-    EXACT: "--gradient exact",
+    "exact gradient": "--gradient exact",
     "exact gradient, Brier reward": "--gradient exact --reward brier",
     "exact gradient, hybrid reward": "--gradient exact --reward hybrid",
     "exact gradient, target of the answer": "--gradient exact --target answer",
+    "exact gradient, hybrid reward, target of the answer": "--gradient exact --reward hybrid --target answer",
 }
 ABLATIONS = {
     "tolerance 0": "--tolerance 0",
@@ -40,6 +40,10 @@ class Table:
     reference: str
     flags: str = ""
     resamples: int = 1000
+
+    def call(self, arm, seed):
+        """The flags of one run."""
+        return f"{self.flags} {self.arms[arm]} --seed {seed}"
 
 
 def slug(name):
@@ -66,9 +70,9 @@ TABLES = {
     ),
     "smollm2-arms": Table(
         "The main arms with SmolLM2-135M and real questions",
-        "All arms have the same questions and samples, and 150 steps of 24 questions, an epoch.",
+        "All arms have the same questions and samples, and 150 steps of 24 questions.",
         {
-            PAPER: "--steps 150",
+            PAPER: "--steps 150 --baselines stated,zero-shot,p-true",
             BRIER: "--steps 150 --reward brier",
             "supervised on the target": "--steps 0 --warmup 150",
             "exact gradient after a warm-up (ours)": "--gradient exact --warmup 100 --steps 50",

@@ -39,6 +39,9 @@ class Logit(ClassifierMixin, BaseEstimator):
     def decision_function(self, scores):
         return scores[:, 0]
 
+    def predict(self, scores):
+        return (scores[:, 0] > 0).astype(int)
+
     def __sklearn_is_fitted__(self):
         return True
 
@@ -126,7 +129,7 @@ def kernels(samples, n=10):
 
 
 def calibrators(samples, n=10):
-    """-> {score: {calibrator: metrics}}. A probability is given as log-odds; an entropy as it is."""
+    """-> {score: {calibrator: metrics}}. Temperature scaling takes log-odds, the others the score as it is."""
     few = grams(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
     entropy = von_neumann(few)
     likely = np.array([baselines.sequence_probability(r["answer_logprob"], r["answer_tokens"]) for r in samples.rows])
@@ -135,7 +138,7 @@ def calibrators(samples, n=10):
     scores = {"entropy": 1 - entropy / np.log(n), "sequence probability": likely, "self-consistency": agree}
     for name, p in scores.items():
         odds = np.log(np.clip(p, 0.01, 0.99) / (1 - np.clip(p, 0.01, 0.99)))
-        own = -entropy if name == "entropy" else odds
+        own = entropy if name == "entropy" else p
         found[name] = {
             "none": samples.judge(np.clip(p, 0, 1)[samples.test]), "Platt": samples.score(own),
             "temperature": samples.score(odds, temperature), "isotonic": samples.score(own, isotonic),
@@ -151,9 +154,9 @@ def mean(found):
     return None if first is None else float(np.mean(found))
 
 
+@torch.no_grad()
 def measure(folders, embedders):
     """-> everything for one kind of samples: means over the seeds."""
-    torch.set_grad_enabled(False)
     each = {e: [Samples(folder, e) for folder in folders] for e in embedders}
     main = each[embedders[0]]
     return {

@@ -3,7 +3,8 @@
     d_s = metric of one arm - metric of the other, on the same questions of seed s
     mean over s of d_s, with the 2.5% and 97.5% quantiles of a bootstrap that draws seeds, and questions within each
 
-A difference whose interval has 0 in it is a tie. What was malformed counts as worst.
+A difference whose interval has 0 in it is a tie. What was malformed counts as worst. The fewer the seeds, the more the
+intervals are too narrow; with one seed they hold for these adapters alone, and say nothing about training again.
 """
 
 import json
@@ -17,6 +18,7 @@ from run import Run
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 TRAINED = {"trained": "stated", "expected": "expected"}
+BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 
 
@@ -25,9 +27,12 @@ def collect(table, root):
     runs = {arm: {s: Run(root / f"{slug(arm)}-{s}") for s in table.seeds} for arm in table.arms}
     rows = {arm: {s: run.read("predictions.jsonl") for s, run in of.items()} for arm, of in runs.items()}
     cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
-    first = next(iter(table.arms))
+    first, seed = next(iter(table.arms)), table.seeds[0]
     methods = {(arm, field): f"{arm}, {kind}" for arm in table.arms for field, kind in TRAINED.items()}
     methods |= {(first, field): title for field, title in METHODS.items() if field not in TRAINED}
+    for arm in table.arms:
+        if [r["target"] for r in rows[arm][seed]] != [r["target"] for r in rows[first][seed]]:
+            methods[arm, "target"] = f"Teacher of: {arm}"
     found = {}
     for part in dict.fromkeys(r["part"] for r in rows[first][table.seeds[0]]):
         values, draws = {}, {}
@@ -45,13 +50,20 @@ def collect(table, root):
                 "mean": {name: float(np.mean([g[name] for g in got])) for name in SHOWN},
             }
             draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
-        pairs = [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm in table.arms for kind in TRAINED.values()]
+        asked = {arm: _asked(rows[arm], part) for arm in table.arms}
+        same = [arm for arm in table.arms if arm != table.reference and asked[arm] == asked[table.reference]]
+        pairs = [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm in same for kind in TRAINED.values()]
         found[part] = {
             "n": len(each[0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in each], "rows": values,
             "differences": {one: _difference(draws[one], draws[other], values[one], values[other])
-                            for one, other in pairs if one != other and one in draws},
+                            for one, other in pairs if one in draws and other in draws},
         }  # fmt: skip
     return found
+
+
+def _asked(rows, part):
+    """The questions of each seed; arms that were asked other ones cannot be paired."""
+    return {s: [r["id"] for r in of if r["part"] == part] for s, of in rows.items()}
 
 
 def _worst(rows, field):
@@ -102,12 +114,13 @@ def _verdict(name, difference, low, high):
 
 
 def write(name, table, root, results):
-    """results/NAME/report.json and report.md, with the settings, machine and seconds of every run."""
+    """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage."""
     found = collect(table, root)
     runs = {path.parent.name: path for path in sorted(root.glob("*/stages.json"))}
     first = Run(next(iter(runs.values())).parent)
     seconds = {
-        run: {s: of["seconds"] for s, of in json.loads(path.read_text()).items()} for run, path in runs.items()
+        run: {s: of["seconds"] for s, of in json.loads(path.read_text()).items() if ("samples" in run) == (s in BEFORE)}
+        for run, path in runs.items()
     }
     target = results / name
     target.mkdir(parents=True, exist_ok=True)

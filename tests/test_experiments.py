@@ -8,9 +8,10 @@ import pytest
 
 import calunc
 import eval as ev
-from experiments import tables
+from experiments import __main__ as main
+from experiments import scores, tables
 from experiments.grid import TABLES, Table, slug
-from run import Run, check
+from run import Config, Run, check, key
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -22,6 +23,12 @@ def test_every_arm_is_a_run_that_could_be_started(name):
         check(config)
         seen.add(config)
     assert len(seen) == len(table.arms)  # no two arms are the same
+
+
+def test_the_arms_of_a_seed_share_its_samples():
+    for name, table in TABLES.items():
+        configs = [calunc.parse(shlex.split(table.call(arm, 1)))[1] for arm in table.arms if "questions" not in arm]
+        assert len({key("sample", config) for config in configs}) == 1, name
 
 
 TINY = Table("Title", "Text.", {"one": "--lr 1", "other": "--lr 2"}, (1, 2), "other", resamples=200)
@@ -84,6 +91,94 @@ def test_differences_are_paired(runs):
     # the same order, so there is no difference in AUROC, in no resample; but the confidences are other ones
     assert found["differences"]["one, expected"]["auroc"] == [0, 0, 0]
     assert found["differences"]["one, expected"]["ece"][2] < 0
+
+
+def test_arms_that_were_asked_other_questions_are_not_paired(runs):
+    run = Run(runs / "one-2")
+    rows = run.read("predictions.jsonl")
+    run.write("predictions.jsonl", [r | {"id": "x" + r["id"]} if r["part"] == "test" else r for r in rows])
+    found = tables.collect(TINY, runs)
+    assert found["test"]["differences"] == {} and len(found["unseen"]["differences"]) == 2
+    assert "one, stated" in found["test"]["rows"]
+
+
+def test_an_arm_with_targets_of_its_own_shows_its_teacher(runs):
+    run = Run(runs / "other-1")
+    run.write("predictions.jsonl", [r | {"target": 0.5} for r in run.read("predictions.jsonl")])
+    rows = tables.collect(TINY, runs)["test"]["rows"]
+    assert rows["Teacher of: other"]["seeds"][0]["auroc"] == 0.5
+
+
+def test_an_interrupted_copy_of_the_samples_is_no_obstacle(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(main, "calunc", lambda *args: calls.append(args))
+    base, folder = tmp_path / "samples-1", tmp_path / "tolerance-0.1-1"
+    base.mkdir()
+    (base / "samples.jsonl").write_text("whole")
+    (tmp_path / "tolerance-0.1-1.tmp").mkdir()
+    main.arm(base, folder, "--lr 1", 1)
+    assert (folder / "samples.jsonl").read_text() == "whole" and calls == [(folder, "eval", "--lr 1", 1)]
+    main.arm(base, folder, "--lr 1", 1)  # and what is there is not copied again
+    assert len(calls) == 2 and not list(tmp_path.glob("*.tmp"))
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+SAMPLES = scores.Samples
+
+
+def stub(n=400, samples=20):
+    """Samples whose embeddings agree the more, the likelier the answer is to be right."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(n)
+    right = rng.random((n, samples)) < truth[:, None]
+    embeddings = np.where(right[..., None], np.eye(40)[0], np.eye(40)[rng.integers(1, 40, (n, samples))])
+    found = object.__new__(SAMPLES)
+    found.config, found.embeddings, found.correct = Config(gamma=16.0), embeddings, (rng.random(n) < truth).astype(int)
+    found.labelled, found.test = np.arange(n) < n // 2, np.arange(n) >= n // 2
+    found.family = np.array(["a", "b"] * (n // 4))
+    found.rows = [
+        {"answer": "0", "samples": [str(int(r)) for r in row], "answer_logprob": np.log(p), "answer_tokens": 1,
+         "truth": {"x": p, "y": 1 - p}} for p, row in zip(np.clip(truth, 0.01, 0.99), ~right, strict=True)
+    ]  # fmt: skip
+    found.embed = lambda texts: np.eye(2)[[int(t == "y") for t in texts]]
+    return found
+
+
+def test_the_plug_in_entropy_is_biased_low_and_the_jackknife_less():
+    found = scores.counts(stub())
+    plug_in, jackknife = ([found[n][kind] for n in scores.COUNTS] for kind in ("plug-in", "jackknife"))
+    assert plug_in == sorted(plug_in) and all(j > p for j, p in zip(jackknife, plug_in, strict=True))
+    assert jackknife[-1] - jackknife[1] < plug_in[-1] - plug_in[1]
+    assert found[20]["of plug-in"]["auroc"] > found[3]["of plug-in"]["auroc"] > 0.6
+
+
+def test_the_limit_is_the_entropy_of_the_known_distribution():
+    """Two answers that are nearly orthogonal under a narrow kernel."""
+    samples = stub()
+    p = np.array([list(r["truth"].values()) for r, t in zip(samples.rows, samples.test, strict=True) if t])
+    assert scores.limit(samples) == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-6)
+
+
+def test_calibrators():
+    """Temperature scaling against the definition, by a grid; each calibrator repairs a score that is too sure."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, 3000)
+    labels = (rng.random(3000) < 1 / (1 + np.exp(-odds / 2.5))).astype(int)
+    p = scores.temperature(odds, labels, odds)
+    ratio = np.log(p / (1 - p)) / odds
+    assert ratio == pytest.approx(1 / 2.5, abs=0.03) and np.ptp(ratio) < 1e-6
+    for calibrate in (scores.temperature, scores.isotonic, scores.newton):
+        assert ev.ece(calibrate(odds, labels, odds), labels) < ev.ece(1 / (1 + np.exp(-odds)), labels) / 3
+
+
+def test_the_page_of_scores(monkeypatch):
+    monkeypatch.setattr(scores, "Samples", lambda folder, embedder: stub())
+    found = {"toy": {"title": "T", "flags": "--samples 20", "seeds": [1, 2]} | scores.measure(["a", "b"], ["self"])}
+    text = scores.markdown(found)
+    assert f"| 20 | {found['toy']['counts'][20]['plug-in']:.3f} |" in text and "| self, cosine |" in text
+    assert "| sequence probability, temperature |" in text and f"is {found['toy']['limit']:.3f} nats" in text
 
 
 def test_intervals_of_several_seeds_hold_the_spread_between_them():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import lm as language
 import statements
 from data import LABEL, parse_confidence
 from lm import stop_ids
-from lora import adapter, add_lora
+from lora import LoRA, adapter, add_lora
 from prefix import Read
 from rl import Config, update_exactly
 from statements import Asked
@@ -154,7 +155,7 @@ def test_numbers_after_the_same_thought_are_drawn_independently(world):
 
 # ---- exact ---------------------------------------------------------------------------------------
 
-CHARACTERS = "0123456789 %.:\nConfidec" + "abghjklmpqrstuvw"[:12]
+CHARACTERS = "0123456789 %.:\n" + "".join(sorted(set("TrueFalseConfidence")))
 PROMPTS = [[1, 7, 9, 4], [1, 7, 9, 12, 30, 31, 5, 5, 8], [1, 7, 20]]
 TURN = [9, 30]
 
@@ -264,7 +265,7 @@ def test_all_ways_at_once(trained):
     """Each as if it were the only one: with its own state of the adapter, on one reading."""
     lm, prompt = trained
     seeds, said = [1, 2, 3, 4], statements.percentages(lm)
-    got = statements.state(lm, prompt, ASKED, seeds, ["untrained", "trained", "expected"])
+    got = statements.state(lm, prompt, ASKED, ["untrained", "trained", "expected"])
     for way, on in (("untrained", False), ("trained", True)):
         with adapter(lm, on):
             alone = roll(lm, prompt, ASKED, 1, 0.0, seeds)
@@ -280,21 +281,58 @@ def test_all_ways_at_once(trained):
 def test_what_was_read_to_answer_need_not_be_read_again(trained):
     lm, prompt = trained
     read, ways = Read(lm, [prompt.answer(q) for q, _ in ASKED], frozen=True), ["untrained", "trained", "expected"]
-    before = lm.work.take() and statements.state(lm, prompt, ASKED, [1, 2, 3, 4], ways)
+    before = lm.work.take() and statements.state(lm, prompt, ASKED, ways)
     cost = lm.work.take()["tokens"]
-    got = statements.state(lm, prompt, ASKED, [1, 2, 3, 4], ways, read=read)
+    got = statements.state(lm, prompt, ASKED, ways, read=read)
     assert lm.work.take()["tokens"] < cost - 3 * len(ASKED)
     for way in ways:
         assert got[way][0] == pytest.approx(before[way][0]) and got[way][1] == before[way][1]
 
 
-def test_p_true(trained):
-    lm, prompt = trained
-    got = statements.state(lm, prompt, ASKED, [1, 2, 3, 4], ["p-true"])["p-true"]
+def test_p_true(digits):
+    """By a plain pass for each word."""
+    lm, asked = digits
     with adapter(lm, False):
-        for (question, answer), p in zip(ASKED, got[0], strict=True):
-            context, turn = prompt.confidence(question, answer)
-            said = [turn + lm.proceed(text) for text in (" True", " False")]
-            yes, no = (plain_logp(lm, context, ids, 1.0)[len(turn) :].sum() for ids in said)
+        got = statements.p_true(lm, asked)
+        for prompt, p in zip(PROMPTS, got, strict=True):
+            said = [TURN + lm.proceed(text) for text in (" True", " False")]
+            yes, no = (plain_logp(lm, prompt, ids, 1.0)[len(TURN) :].sum() for ids in said)
             assert p == pytest.approx(torch.sigmoid(yes - no).item(), abs=1e-5)
-    assert got[1] == 0
+    assert len(set(got)) == 3 and all(0 < p < 1 for p in got)
+
+
+def test_p_true_where_it_cannot_be_written(world):
+    """The toy's tokenizer knows neither word."""
+    lm, prompt = world()
+    assert statements.state(lm, prompt, ASKED, ["p-true"])["p-true"][:2] == ([None] * 4, 0)
+
+
+def test_the_adapter_is_off_for_p_true(trained, monkeypatch):
+    lm, prompt = trained
+    seen = []
+    monkeypatch.setattr(statements, "p_true", lambda lm, asked: seen.append({m.on for m in loras(lm)}) or [0.5] * 4)
+    assert statements.state(lm, prompt, ASKED, ["p-true"])["p-true"][0] == [0.5] * 4 and seen == [{False}]
+
+
+def loras(lm):
+    return [module for module in lm.model.modules() if isinstance(module, LoRA)]
+
+
+def test_the_expectation_is_over_all_whole_percentages(digits, monkeypatch):
+    """Also where the policy says a number that is no multiple of five."""
+    lm, asked = digits
+    nine = {tuple(ids): c for c, ids in statements.percentages(lm).items()}
+
+    def sure(lm, read, completions, *rest, given):
+        rows = [[0.0 if nine[tuple(x[given:])] == 9 else -50.0] for group in completions for x in group]
+        return torch.tensor(rows), None
+
+    monkeypatch.setattr(statements, "completion_logprobs", sure)
+    assert statements.expect(lm, asked) == pytest.approx([0.09] * 3)
+
+
+def test_percentages_of_a_tokenizer_that_decodes_without_the_first_blank(digits):
+    """As those of Llama 2 do."""
+    lm, _ = digits
+    strip = SimpleNamespace(decode=lambda ids: lm.decode(ids).removeprefix(" "), proceed=lm.proceed)
+    assert statements.percentages(strip) == statements.percentages(lm)
