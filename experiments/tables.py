@@ -52,11 +52,19 @@ def collect(table, root):
             draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
         asked = {arm: _asked(rows[arm], part) for arm in table.arms}
         same = [arm for arm in table.arms if arm != table.reference and asked[arm] == asked[table.reference]]
-        pairs = [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm in same for kind in TRAINED.values()]
+        trained = [(arm, kind) for arm in table.arms for kind in TRAINED.values()]
+        pairs = {
+            "reference": [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm, kind in trained if arm in same],
+            "teacher": [(f"{arm}, {kind}", methods.get((arm, "target"), METHODS["target"])) for arm, kind in trained
+                        if (arm, "target") in methods or asked[arm] == asked[first]],
+        }  # fmt: skip
         found[part] = {
             "n": len(each[0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in each], "rows": values,
-            "differences": {one: _difference(draws[one], draws[other], values[one], values[other])
-                            for one, other in pairs if one in draws and other in draws},
+            "differences": {
+                to: {one: _difference(draws[one], draws[other], values[one], values[other]) for one, other in of
+                     if one in draws and other in draws}
+                for to, of in pairs.items()
+            },
         }  # fmt: skip
     return found
 
@@ -80,8 +88,12 @@ def _difference(one, other, mine, theirs):
     return found
 
 
-def markdown(name, table, found):
-    lines = [f"# {table.title}", "", f"`python -m experiments {name}`. {table.text}", ""]
+def markdown(name, table, found, machine):
+    seeds = ", ".join(map(str, table.seeds))
+    lines = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
+    lines += ["| arm | flags |", "|---|---|"]
+    lines += [f"| {arm} | `{f'{table.flags} {flags}'.strip()}` |" for arm, flags in table.arms.items()]
+    lines += ["", *machine, ""]
     for part, of in found.items():
         accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
         lines += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
@@ -91,10 +103,12 @@ def markdown(name, table, found):
             tokens = "" if row["tokens"] is None else f"{row['tokens']:.1f}"
             lines.append(f"| {title} | " + " | ".join(cells) + f" | {row['malformed']:.1%} | {tokens} |")
         shown = [m for m in SHOWN if m != "ece_within"]
-        lines += ["", f"Differences to *{table.reference}* with the same readout, paired, 95% intervals:", "",
-                  "| | " + " | ".join(SHOWN[m] for m in shown) + " |", "|---|" + "---:|" * len(shown)]  # fmt: skip
-        for title, d in of["differences"].items():
-            lines.append(f"| {title} | " + " | ".join(_verdict(m, *d[m]) for m in shown) + " |")
+        to = {"reference": f"*{table.reference}* with the same readout", "teacher": "the teacher"}
+        for other, rows in of["differences"].items():
+            lines += ["", f"Differences to {to[other]}, paired, 95% intervals:", "",
+                      "| | " + " | ".join(SHOWN[m] for m in shown) + " |", "|---|" + "---:|" * len(shown)]  # fmt: skip
+            for title, d in rows.items():
+                lines.append(f"| {title} | " + " | ".join(_verdict(m, *d[m]) for m in shown) + " |")
         lines.append("")
     return "\n".join(lines)
 
@@ -128,5 +142,8 @@ def write(name, table, root, results):
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
         "environment": first.read("environment.json"), "parts": found,
     })  # fmt: skip
-    Run(target).write("report.md", markdown(name, table, found))
+    e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
+    machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
+               f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
+    Run(target).write("report.md", markdown(name, table, found, machine))
     print(f"wrote {target}")

@@ -53,7 +53,7 @@ def runs(tmp_path):
             ])  # fmt: skip
             run.write("report.json", {"cost": {"trained": {"tokens": 3.0 + seed}, "target": {"tokens": 22.0}}})
             run.write("stages.json", {"train": {"seconds": 1.5, "flops": 1}})
-            run.write("environment.json", {"cores": 2})
+            run.write("environment.json", {"cores": 2, "machine": "x", "device": "cpu", "torch": "2"})
     return root
 
 
@@ -83,6 +83,10 @@ def test_a_table_from_its_runs(runs):
 
 def test_differences_are_paired(runs):
     found = tables.collect(TINY, runs)["test"]
+    every = [f"{arm}, {kind}" for arm in TINY.arms for kind in ("stated", "expected")]
+    assert list(found["differences"]["teacher"]) == every
+    assert found["differences"]["teacher"]["one, expected"]["brier"] == [0, 0, 0]  # it says what its teacher says
+    found["differences"] = found["differences"]["reference"]
     assert list(found["differences"]) == ["one, stated", "one, expected"]
     for kind in ("stated", "expected"):
         one, other = (found["rows"][f"{arm}, {kind}"]["mean"] for arm in TINY.arms)
@@ -98,7 +102,8 @@ def test_arms_that_were_asked_other_questions_are_not_paired(runs):
     rows = run.read("predictions.jsonl")
     run.write("predictions.jsonl", [r | {"id": "x" + r["id"]} if r["part"] == "test" else r for r in rows])
     found = tables.collect(TINY, runs)
-    assert found["test"]["differences"] == {} and len(found["unseen"]["differences"]) == 2
+    assert found["test"]["differences"]["reference"] == {}
+    assert len(found["unseen"]["differences"]["reference"]) == 2
     assert "one, stated" in found["test"]["rows"]
 
 
@@ -205,4 +210,5 @@ def test_what_is_written(runs, tmp_path):
     text = (tmp_path / "results/tiny/report.md").read_text()
     row = report["parts"]["test"]["rows"]["one, stated"]
     assert f"| one, stated | {row['mean']['ece']:.3f} ± " in text
-    assert "| other, stated |" in text and " 10.0% | 4.5 |" in text and "`python -m experiments tiny`" in text
+    assert "| other, stated |" in text and " 10.0% | 4.5 |" in text and "`python -m experiments tiny`, seeds 1, 2." in text
+    assert "| one | `--lr 1` |" in text and "Training took 2 to 2 s a run." in text
