@@ -14,7 +14,9 @@ import numpy as np
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
 from report import METHODS
-from run import Run
+from rl import Item
+from run import Config, Run
+from stages import reward
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 TRAINED = {"trained": "stated", "expected": "expected"}
@@ -69,6 +71,29 @@ def collect(table, root):
     return found
 
 
+def generalisation(table, root):
+    """Reward at the end of training, and what the greedy statements on the test part would earn. -> {arm: [a, b]}
+
+    A large gap is memory: what was learned is the questions' labels, not when the model is right.
+    """
+    found = {}
+    for arm in table.arms:
+        pairs = []
+        for seed in table.seeds:
+            run = Run(root / f"{slug(arm)}-{seed}")
+            log, config = run.read("metrics.jsonl"), Config(**run.read("config.json"))
+            if not log:
+                continue
+            score = reward(config)
+            last = [step["reward"] for step in log[-max(1, len(log) // 20) :]]
+            new = [score(r["trained"], Item("", "", r["target"], r["correct"])) for r in run.read("predictions.jsonl")
+                   if r["part"] == "test"]  # fmt: skip
+            pairs.append((np.mean(last), np.mean(new)))
+        if pairs:
+            found[arm] = np.mean(pairs, axis=0).tolist()
+    return found
+
+
 def _asked(rows, part):
     """The questions of each seed; arms that were asked other ones cannot be paired."""
     return {s: [r["id"] for r in of if r["part"] == part] for s, of in rows.items()}
@@ -88,12 +113,15 @@ def _difference(one, other, mine, theirs):
     return found
 
 
-def markdown(name, table, found, machine):
+def markdown(name, table, found, earned, machine):
     seeds = ", ".join(map(str, table.seeds))
     lines = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
     lines += ["| arm | flags |", "|---|---|"]
     lines += [f"| {arm} | `{f'{table.flags} {flags}'.strip()}` |" for arm, flags in table.arms.items()]
     lines += ["", *machine, ""]
+    lines += ["| reward, mean over the seeds | end of training | test, greedy | gap |", "|---|---:|---:|---:|"]
+    lines += [f"| {arm} | {a:.3f} | {b:.3f} | {a - b:+.3f} |" for arm, (a, b) in earned.items()]
+    lines.append("")
     for part, of in found.items():
         accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
         lines += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
@@ -129,7 +157,7 @@ def _verdict(name, difference, low, high):
 
 def write(name, table, root, results):
     """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage."""
-    found = collect(table, root)
+    found, earned = collect(table, root), generalisation(table, root)
     runs = {path.parent.name: path for path in sorted(root.glob("*/stages.json"))}
     first = Run(next(iter(runs.values())).parent)
     seconds = {
@@ -140,10 +168,10 @@ def write(name, table, root, results):
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
-        "environment": first.read("environment.json"), "parts": found,
+        "environment": first.read("environment.json"), "parts": found, "reward": earned,
     })  # fmt: skip
     e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
-    Run(target).write("report.md", markdown(name, table, found, machine))
+    Run(target).write("report.md", markdown(name, table, found, earned, machine))
     print(f"wrote {target}")

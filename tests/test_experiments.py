@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def runs(tmp_path):
                  "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5}
                 for i, (y, t, s, e) in enumerate(zip(correct, truth.tolist(), stated, said.tolist(), strict=True))
             ])  # fmt: skip
+            run.write("metrics.jsonl", [{"reward": 0.5}] * 39 + [{"reward": 0.9}] if arm == "one" else [])
+            run.write("config.json", asdict(Config(reward="brier")))
             run.write("report.json", {"cost": {"trained": {"tokens": 3.0 + seed}, "target": {"tokens": 22.0}}})
             run.write("stages.json", {"train": {"seconds": 1.5, "flops": 1}})
             run.write("environment.json", {"cores": 2, "machine": "x", "device": "cpu", "torch": "2"})
@@ -203,6 +206,13 @@ def test_verdicts(name, low, high, word):
     assert tables._verdict(name, (low + high) / 2, low, high).endswith(word)
 
 
+def test_reward_in_training_and_on_new_questions(runs):
+    found = tables.generalisation(TINY, runs)
+    asked = [part(Run(runs / f"one-{s}").read("predictions.jsonl"), "test") for s in TINY.seeds]
+    want = [np.mean([1 - (r["trained"] - r["correct"]) ** 2 for r in of]) for of in asked]
+    assert list(found) == ["one"] and found["one"] == pytest.approx([0.7, np.mean(want)])  # of the last two of 40 steps
+
+
 def test_what_is_written(runs, tmp_path):
     tables.write("tiny", TINY, runs, tmp_path / "results")
     report = json.loads((tmp_path / "results/tiny/report.json").read_text())
@@ -210,5 +220,5 @@ def test_what_is_written(runs, tmp_path):
     text = (tmp_path / "results/tiny/report.md").read_text()
     row = report["parts"]["test"]["rows"]["one, stated"]
     assert f"| one, stated | {row['mean']['ece']:.3f} ± " in text
-    assert "| other, stated |" in text and " 10.0% | 4.5 |" in text and "`python -m experiments tiny`, seeds 1, 2." in text
-    assert "| one | `--lr 1` |" in text and "Training took 2 to 2 s a run." in text
+    assert "| other, stated |" in text and " 10.0% | 4.5 |" in text and "| one | `--lr 1` |" in text
+    assert "`python -m experiments tiny`, seeds 1, 2." in text and "Training took 2 to 2 s a run." in text
