@@ -8,6 +8,7 @@ intervals are too narrow; with one seed they hold for these adapters alone, and 
 """
 
 import json
+import re
 
 import numpy as np
 
@@ -141,6 +142,26 @@ def markdown(name, table, found, earned, machine):
     return "\n".join(lines)
 
 
+def summary(name, table, found):
+    """The table of the README: ECE and AUROC of each arm, as it states its confidence and as it expects it."""
+    parts = list(found)
+    columns = [(part, m, kind) for part in parts for m in ("ece", "auroc") for kind in TRAINED.values()]
+    head = [f"{SHOWN[m]}, {part}" for part in parts for m in ("ece", "auroc")]
+    lines = ["| stated, expected | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    for arm in table.arms:
+        values = [found[part]["rows"][f"{arm}, {kind}"]["mean"][m] for part, m, kind in columns]
+        cells = [f"{a:.3f}, {b:.3f}" for a, b in zip(values[::2], values[1::2], strict=True)]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    for title in (METHODS[field] for field in ("target", "probability, scaled", "base rate", "truth")):
+        rows = [found[part]["rows"].get(title) for part in parts]
+        if None not in rows:
+            cells = [f"{row['mean'][m]:.3f}" for row in rows for m in ("ece", "auroc")]
+            lines.append(f"| *{title}* | " + " | ".join(cells) + " |")
+    seeds = f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
+    where = f"intervals, paired differences and settings: [results/{name}](results/{name}/report.md)"
+    return "\n".join([*lines, "", f"{seeds}; `python -m experiments {name}`; {where}."])
+
+
 def _cell(values):
     if np.isnan(values).any():
         return "n/a"
@@ -156,7 +177,8 @@ def _verdict(name, difference, low, high):
 
 
 def write(name, table, root, results):
-    """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage."""
+    """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage; and the
+    README's table of this name."""
     found, earned = collect(table, root), generalisation(table, root)
     runs = {path.parent.name: path for path in sorted(root.glob("*/stages.json"))}
     first = Run(next(iter(runs.values())).parent)
@@ -174,4 +196,9 @@ def write(name, table, root, results):
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
     Run(target).write("report.md", markdown(name, table, found, earned, machine))
+    readme = results.parent / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    block = f"<!-- results:{name} -->\n{summary(name, table, found)}\n<!-- end -->"
+    text = re.sub(rf"<!-- results:{name} -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+    readme.write_text(text, encoding="utf-8")
     print(f"wrote {target}")

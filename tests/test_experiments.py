@@ -214,9 +214,15 @@ def test_reward_in_training_and_on_new_questions(runs):
 
 
 def test_what_is_written(runs, tmp_path):
+    blocks = "<!-- results:tiny -->\nold\n<!-- end --> b <!-- results:other --> c <!-- end -->"
+    (tmp_path / "README.md").write_text(f"a {blocks}")
     tables.write("tiny", TINY, runs, tmp_path / "results")
     report = json.loads((tmp_path / "results/tiny/report.json").read_text())
     assert report["seconds"]["one-1"] == {"train": 1.5} and report["arms"] == TINY.arms
+    readme = (tmp_path / "README.md").read_text()
+    means = [report["parts"]["test"]["rows"][f"other, {kind}"]["mean"]["ece"] for kind in ("stated", "expected")]
+    assert f"| other | {means[0]:.3f}, {means[1]:.3f} | " in readme and "old" not in readme
+    assert readme.startswith("a <!--") and readme.endswith("b <!-- results:other --> c <!-- end -->")
     text = (tmp_path / "results/tiny/report.md").read_text()
     row = report["parts"]["test"]["rows"]["one, stated"]
     assert f"| one, stated | {row['mean']['ece']:.3f} ± " in text
