@@ -288,7 +288,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
         asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen])
     rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in chosen], device=lm.device)  # (Q, C)
     stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
-    mean, number = statements.expected_confidence(logp, said)
+    mean, number = statements.expected_confidence(logp.exp(), said)
     return {
         "reward": (logp.exp() * rewards).sum(-1).mean().item(),
         "malformed": 1 - number.mean().item(),

@@ -4,13 +4,12 @@ The base model reads the question and its own answer; the adapter is on from the
 
     sampled:  c_1 ... c_G ~ pi( . | question, answer)              rollouts, perhaps after some reasoning
     exact:    pi(c) = P(" c%" | question, answer)                  for each c in 0, 1, ..., 100
-    readout:  E[c] = sum_c c pi(c) / sum_c pi(c)                   the expected confidence
+    readout:  E[c] = sum_c c p(c) / sum_c p(c)                     expected confidence; p(c) = P(" c", then no digit)
 
 Without reasoning there are only 101 whole percentages to say. They are scored on the shared prompt as a tree of digits,
-of about a hundred tokens, with gradients on.
-
-Left out: what else a statement could be, "9.5%" too, which `parse_confidence` would take. It counts as malformed, with
-the probability that is left.
+of about a hundred tokens, with gradients on. The readout takes " 9.5%" for 9%; the exact gradient takes it for
+malformed, with whatever else is no whole percentage. What comes after the digits need not be read for it: a dozen
+tokens, where each digit is one.
 """
 
 import time
@@ -122,11 +121,32 @@ def divergence(logp, reference):
     return (p.exp() * (p - q)).sum(-1)
 
 
-def expected_confidence(logp, said):
-    """Mean of what would be said, given that it is a percentage. (Q, C) -> (Q,), and the chance of one at all, (Q,)"""
-    percent = torch.tensor(list(said), dtype=logp.dtype, device=logp.device)
-    pi = logp.exp()
-    return (pi * percent).sum(-1) / pi.sum(-1).clamp_min(1e-12) / 100, pi.sum(-1)
+def expected_confidence(chance, said):
+    """Mean of what would be said, given that it is one of `said`, and the chance of that. (Q, C) -> (Q,), (Q,)"""
+    percent = torch.tensor(list(said), dtype=chance.dtype, device=chance.device)
+    return (chance * percent).sum(-1) / chance.sum(-1).clamp_min(1e-12) / 100, chance.sum(-1)
+
+
+def whole_numbers(lm):
+    """How a statement of each percentage begins: " 7", or " 7%" where that is one token. -> {percent: token ids}"""
+    found = {}
+    for percent in range(101):
+        for text in (f"{percent}%", f"{percent}"):
+            ids = lm.proceed(f" {text}")
+            if _written(lm, ids, text):
+                found[percent] = ids
+    return found
+
+
+def whole_number_chance(lm, asked, said):
+    """P(the statement begins with the number and goes on with no other of `said`). -> (Q, C)"""
+    begins = log_policy(lm, asked, said).exp()
+    chance, ids = begins.clone(), list(said.values())
+    for i, x in enumerate(ids):  # " 75" is a part of " 7", and " 100" of " 10" alone
+        shorter = [j for j, y in enumerate(ids) if len(y) < len(x) and x[: len(y)] == y]
+        if shorter:
+            chance[:, max(shorter, key=lambda j: len(ids[j]))] -= begins[:, i]
+    return chance.clamp_min(0)
 
 
 # ---- all ways ---------------------------------------------------------------------------------------------------
@@ -143,11 +163,11 @@ def p_true(lm, asked):
 
 
 def expect(lm, asked):
-    """The expected confidence in each answer, None where it is likelier that no whole percentage would be stated."""
-    said = percentages(lm)
+    """The expected confidence in each answer, None where it is likelier that no number would be stated."""
+    said = whole_numbers(lm)
     if not said:
         return [None] * len(asked.read.prompts)
-    mean, number = expected_confidence(log_policy(lm, asked, said), said)
+    mean, number = expected_confidence(whole_number_chance(lm, asked, said), said)
     return [c if p >= 0.5 else None for c, p in zip(mean.tolist(), number.tolist(), strict=True)]
 
 

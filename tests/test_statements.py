@@ -245,8 +245,8 @@ def test_the_divergence_is_that_of_torch():
 
 
 def test_the_expected_confidence():
-    logp = torch.tensor([[0.2, 0.2, 0.4], [0.0, 0.1, 0.0]]).log()
-    mean, number = statements.expected_confidence(logp, {0: [], 50: [], 100: []})
+    chance = torch.tensor([[0.2, 0.2, 0.4], [0.0, 0.1, 0.0]])
+    mean, number = statements.expected_confidence(chance, {0: [], 50: [], 100: []})
     assert mean.tolist() == pytest.approx([(0.2 * 0.5 + 0.4) / 0.8, 0.5])
     assert number.tolist() == pytest.approx([0.8, 0.1])
 
@@ -264,16 +264,16 @@ def trained(world):
 def test_all_ways_at_once(trained):
     """Each as if it were the only one: with its own state of the adapter, on one reading."""
     lm, prompt = trained
-    seeds, said = [1, 2, 3, 4], statements.percentages(lm)
+    seeds = [1, 2, 3, 4]
     got = statements.state(lm, prompt, ASKED, ["untrained", "trained", "expected"])
     for way, on in (("untrained", False), ("trained", True)):
         with adapter(lm, on):
             alone = roll(lm, prompt, ASKED, 1, 0.0, seeds)
         assert got[way][0] == [c for (c,) in alone.confidence] and got[way][1] == alone.tokens
         assert got[way][2] > 0
-    mean, number = statements.expected_confidence(
-        statements.log_policy(lm, statements.ask(lm, prompt, ASKED), said), said
-    )
+    said = statements.whole_numbers(lm)
+    chance = statements.whole_number_chance(lm, statements.ask(lm, prompt, ASKED), said)
+    mean, number = statements.expected_confidence(chance, said)
     want = [m if n >= 0.5 else None for m, n in zip(mean.tolist(), number.tolist(), strict=True)]
     assert got["expected"][:2] == (want, 0) and None in want
 
@@ -318,17 +318,37 @@ def loras(lm):
     return [module for module in lm.model.modules() if isinstance(module, LoRA)]
 
 
-def test_the_expectation_is_over_all_whole_percentages(digits, monkeypatch):
-    """Also where the policy says a number that is no multiple of five."""
+def test_the_chance_of_each_whole_number(digits):
+    """By a plain pass for each: the digits, and then none that goes on to another number up to 100."""
     lm, asked = digits
-    nine = {tuple(ids): c for c, ids in statements.percentages(lm).items()}
+    said = statements.whole_numbers(lm)
+    assert {k: lm.decode(ids) for k, ids in said.items()} == {k: f" {k}" for k in range(101)}
+    got = statements.whole_number_chance(lm, asked, said)
+    digit = [lm.encode(d)[0] for d in "0123456789"]
+    for q, prompt in enumerate(PROMPTS):
+        for k in (0, 1, 7, 10, 11, 75, 99, 100):
+            logits = plain_logits(lm, prompt, TURN + said[k])
+            after = logits[-1].softmax(-1)
+            goes_on = {0: [], 10: digit[:1]}.get(k, digit if k < 10 else [])
+            path = plain_logp(lm, prompt, TURN + said[k], 1.0)[len(TURN) :].sum().exp()
+            assert got[q, k].item() == pytest.approx((path * (1 - after[goes_on].sum())).item(), rel=1e-3, abs=1e-7)
+    assert 0.001 < got.sum(1).min() and got.sum(1).max() < 1
 
-    def sure(lm, read, completions, *rest, given):
-        rows = [[0.0 if nine[tuple(x[given:])] == 9 else -50.0] for group in completions for x in group]
-        return torch.tensor(rows), None
 
-    monkeypatch.setattr(statements, "completion_logprobs", sure)
-    assert statements.expect(lm, asked) == pytest.approx([0.09] * 3)
+def test_the_readout_reads_a_dozen_tokens(digits):
+    """And the exact policy a hundred: what follows the digits is not read."""
+    lm, asked = digits
+    lm.work.take()
+    statements.whole_number_chance(lm, asked, statements.whole_numbers(lm))
+    few = lm.work.take()["tokens"]
+    statements.log_policy(lm, asked, statements.percentages(lm))
+    assert few == 3 * (len(TURN) + 1 + 9 + 1) and lm.work.take()["tokens"] == 3 * (len(TURN) + 1 + 10 + 90 + 1)
+
+
+def test_numbers_that_are_one_token_with_their_percent_sign(world):
+    """As in the toy world: there is no other way to write them."""
+    lm, _ = world()
+    assert statements.whole_numbers(lm) == statements.percentages(lm)
 
 
 def test_percentages_of_a_tokenizer_that_decodes_without_the_first_blank(digits):
