@@ -118,7 +118,9 @@ def markdown(name, table, found, earned, machine):
     seeds = ", ".join(map(str, table.seeds))
     lines = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
     lines += ["| arm | flags |", "|---|---|"]
-    lines += [f"| {arm} | `{f'{table.flags} {flags}'.strip()}` |" for arm, flags in table.arms.items()]
+    for arm, flags in table.arms.items():
+        both = f"{table.flags} {flags}".strip()
+        lines.append(f"| {arm} | `{both}` |" if both else f"| {arm} | (default) |")
     lines += ["", *machine, ""]
     lines += ["| reward, mean over the seeds | end of training | test, greedy | gap |", "|---|---:|---:|---:|"]
     lines += [f"| {arm} | {a:.3f} | {b:.3f} | {a - b:+.3f} |" for arm, (a, b) in earned.items()]
