@@ -22,17 +22,6 @@ Left out: ECE with other norms or debiased, which only make numbers harder to co
 import numpy as np
 
 NLL_CLIP = 1e-6  # confidences are clipped to [1e-6, 1 - 1e-6]: a wrong 100% costs 13.8 nats, not infinity
-COLUMNS = {
-    "accuracy": "Accuracy",
-    "ece": "ECE",
-    "ece_mass": "ECE (mass)",
-    "brier": "Brier",
-    "nll": "NLL",
-    "auroc": "AUROC",
-    "auroc_within": "AUROC within",
-    "ece_within": "ECE within",
-    "aurc": "AURC",
-}
 
 
 def ece(confidence, correct, bins=10, scheme="width"):
@@ -190,26 +179,6 @@ def with_missing(confidence, correct):
     filled, correct = _validate([0.0 if c is None else c for c in confidence], correct)
     worst = np.where(stated, filled, 1 - correct)
     return (filled[stated], correct[stated]), (worst, correct)
-
-
-def table(rows):
-    """Markdown table. {method: metrics(...)} -> str; bootstrap(...) goes under the row's key "interval".
-
-    A cell is "0.036 [0.02, 0.05]", without the brackets where no interval is given; nan and absent are "n/a".
-    """
-    lines = ["| Method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for method, row in rows.items():
-        lines.append(f"| {method} | " + " | ".join(_cell(row, name) for name in COLUMNS) + " |")
-    return "\n".join(lines)
-
-
-def _cell(row, name):
-    value, interval = row.get(name), row.get("interval", {}).get(name)
-    if value is None or np.isnan(value):
-        return "n/a"
-    if interval is None or np.isnan(interval).any():
-        return f"{value:.3f}"
-    return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _validate(confidence, correct):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cost import matmul_flops
-from eval import auroc, bootstrap, ece, metrics, spearman, table, with_missing
+from eval import auroc, bootstrap, ece, metrics, spearman, with_missing
 
 # field of a row -> name in the tables
 METHODS = {
@@ -37,6 +37,19 @@ METHODS = {
     "family prior": "Family prior",
     "truth": "Known probability",
 }
+
+COLUMNS = {
+    "accuracy": "Accuracy",
+    "ece": "ECE",
+    "ece_mass": "ECE (mass)",
+    "brier": "Brier",
+    "nll": "NLL",
+    "auroc": "AUROC",
+    "auroc_within": "AUROC within",
+    "ece_within": "ECE within",
+    "aurc": "AURC",
+}
+
 
 def environment(device="cpu", dtype=torch.float32):
     """What the numbers were made on, and how fast it multiplies matrices."""
@@ -206,6 +219,26 @@ def _decomposition(methods):
         cells = " | ".join(f"{m[name]:.3f}" for name in ("brier", "reliability", "resolution", "uncertainty"))
         lines.append(f"| {title} | {cells} |")
     return [*lines, ""]
+
+
+def table(rows):
+    """Markdown table. {method: eval.metrics(...)} -> str; eval.bootstrap(...) goes under the row's key "interval".
+
+    A cell is "0.036 [0.02, 0.05]", without the brackets where no interval is given; nan and absent are "n/a".
+    """
+    lines = ["| Method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    for method, row in rows.items():
+        lines.append(f"| {method} | " + " | ".join(_cell(row, name) for name in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row, name):
+    value, interval = row.get(name), row.get("interval", {}).get(name)
+    if value is None or np.isnan(value):
+        return "n/a"
+    if interval is None or np.isnan(interval).any():
+        return f"{value:.3f}"
+    return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _number(value):
