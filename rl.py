@@ -187,13 +187,16 @@ def correlation(pairs):
     return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (np.ptp(x, axis=1) > 1e-9).all() else None
 
 
+def _parts(lm, sizes, micro_batch):
+    """Questions that share a backward pass: so many, or as many as can hold their log-probabilities for it."""
+    every = range(len(sizes))
+    return [every[i : i + micro_batch] for i in every[::micro_batch]] if micro_batch else chunks(sizes, lm.chunk)
+
+
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    every, size = range(len(advantages)), advantages.size
-    if config.micro_batch:
-        parts = [every[i : i + config.micro_batch] for i in every[:: config.micro_batch]]
-    else:  # as many questions as can hold their log-probabilities until the backward pass
-        parts = chunks([len(tree_of(group)) for group in batch.completions], lm.chunk)
+    size = advantages.size
+    parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
     reads = [batch.asked.read.some(part) for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
     given, old, stats = len(batch.asked.turn), {}, {}
@@ -238,9 +241,8 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
     else, not of the tokens one by one.
     """
     size, found, totals = len(rewards), [], {"loss": 0.0, "kl": 0.0}
-    questions = config.micro_batch or max(1, lm.chunk // len(tree_of([asked.turn + ids for ids in said.values()])))
-    for start in range(0, size, questions):
-        part = range(start, min(start + questions, size))
+    tokens = len(tree_of([asked.turn + ids for ids in said.values()]))
+    for part in _parts(lm, [tokens] * size, config.micro_batch):  # equal sizes: in their order
         some = asked.some(part)
         with optimizer.autocast():
             logp = statements.log_policy(lm, some, said, config.temperature, config.recompute)  # (Q', C)

@@ -93,7 +93,8 @@ def page(found):
         *(line(row) for name in TABLES for row in found["tables"].get(name, [])), "",
         "What was missed: a loop of eigvalsh is fast already; our entropies spend most of their time in the same "
         "eigvalsh and in the inner products. And our own sampler makes ten samples cheap: it reads a question once for "
-        "all of them, and what is left is mostly reading, which answer and confidence do twice, with two prompts.", "",
+        "all of them, and what is left is mostly reading, which answer and confidence did twice when this was "
+        "measured, with two prompts; now they share one.", "",
         "## How cost grows", "", "Medians of five.", "", *growth.lines(found["growth"]), "",
         "![](bench-growth.png)", "",
         "## What other models would cost", "", *found["prediction"], "",
