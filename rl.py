@@ -1,6 +1,6 @@
 """Stage 3: reinforcement learning that aligns the confidence a model *states* with a calibrated target.
 
-    r_i  = 1 - max(tolerance, |c_i - p|)                       reward of one rollout; 0 if it states no number
+    r_i  = 1 - max(tolerance, |c_i - p|)                       reward of one rollout (rewards.py has others)
     A_i  = r_i - mean of the other rewards of its group        advantage ("loo": leave-one-out baseline, RLOO)
     ratio_t = exp(logp_t - old_logp_t)
     L    = -1/M sum_i sum_t min(ratio_t A_i, clip(ratio_t, 1 - eps, 1 + eps) A_i)       PPO's clipped objective
@@ -15,7 +15,6 @@ not the default: it was measured to make models overconfident (arXiv 2508.11800)
 Left out: a value network (the group is the baseline) and a reward on the answer: the answer is frozen text.
 """
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -28,41 +27,12 @@ from amp import Optimizer
 from lm import completion_logprobs, seed_of
 from lora import adapter
 from prefix import chunks, tree_of
+from rewards import calibration_reward  # noqa: F401, part of what this module offers
 
 KINDS = ("loo", "center", "zscore")
 
 
-# ---- reward, advantage, loss ------------------------------------------------------------------------------------
-
-
-def calibration_reward(confidence, target, tolerance=0.05):
-    """1 - max(tolerance, |c - p|), the paper's reward as reported to us; None, no parseable number, earns 0.
-
-    confidence: in [0, 1] or None; target: the calibrated probability in [0, 1]. Inside the tolerance all is equally
-    good. Raises ValueError for numbers outside [0, 1].
-    """
-    if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
-        raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
-    return 0.0 if confidence is None else 1.0 - max(tolerance, abs(confidence - target))
-
-
-def brier_reward(confidence, correct):
-    """1 - (c - y)², the Brier score of the model's own answer; None earns 0.
-
-    The reward of RLCR, arXiv 2507.16806, which trains the answer too.
-    """
-    return 0.0 if confidence is None else 1.0 - (confidence - correct) ** 2
-
-
-def log_reward(confidence, correct, floor=0.01):
-    """1 + log(chance given to what happened) / log(1/floor): the logarithmic score on [0, 1]; None earns 0.
-
-    Confidences are clipped to [floor, 1 - floor]. The reward of Rewarding Doubt, arXiv 2503.02623, up to its scale.
-    """
-    if confidence is None:
-        return 0.0
-    c = min(max(confidence, floor), 1 - floor)
-    return 1.0 + math.log(c if correct else 1 - c) / math.log(1 / floor)
+# ---- advantage, loss --------------------------------------------------------------------------------------------
 
 
 def group_advantages(rewards, kind="loo"):

@@ -23,6 +23,7 @@ import entropy
 import lm
 import lora
 import platt
+import rewards
 import rl
 import statements
 import toy
@@ -177,24 +178,6 @@ def calibrate(config, run, model, prompt):
 # ---- stage 3: train ---------------------------------------------------------------------------------------------
 
 
-def reward(config):
-    """--reward as a function of the stated confidence, or None, and the rl.Item."""
-
-    def calibrated(confidence, item):
-        return rl.calibration_reward(confidence, item.target, config.tolerance)
-
-    def brier(confidence, item):
-        return rl.brier_reward(confidence, item.correct)
-
-    def log(confidence, item):
-        return rl.log_reward(confidence, item.correct)
-
-    def hybrid(confidence, item):
-        return config.alpha * calibrated(confidence, item) + (1 - config.alpha) * brier(confidence, item)
-
-    return {"calibrated": calibrated, "brier": brier, "log": log, "hybrid": hybrid}[config.reward]
-
-
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
@@ -208,7 +191,7 @@ def train(config, run, model, prompt):
         warmup=config.warmup, amp=config.amp, seed=config.seed,
     )  # fmt: skip
     run.write("metrics.jsonl", [])
-    rl.train(model, prompt, items, reward(config), settings, lambda record: run.append("metrics.jsonl", record))
+    rl.train(model, prompt, items, rewards.chosen(config), settings, lambda record: run.append("metrics.jsonl", record))
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     lora.save_adapter(model, run.path("adapter"), turn)
 

@@ -12,12 +12,12 @@ import re
 
 import numpy as np
 
+import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
 from report import METHODS
 from rl import Item
 from run import Config, Run
-from stages import reward
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 TRAINED = {"trained": "stated", "expected": "expected"}
@@ -85,7 +85,7 @@ def generalisation(table, root):
             log, config = run.read("metrics.jsonl"), Config(**run.read("config.json"))
             if not log:
                 continue
-            score = reward(config)
+            score = rewards.chosen(config)
             last = [step["reward"] for step in log[-max(1, len(log) // 20) :]]
             new = [score(r["trained"], Item("", "", r["target"], r["correct"])) for r in run.read("predictions.jsonl")
                    if r["part"] == "test"]  # fmt: skip

@@ -24,7 +24,6 @@ import data
 import lm as language
 import lora
 import platt
-import rl
 import stages
 import statements
 import toy
@@ -945,22 +944,6 @@ def test_baselines_that_read_the_questions_again(copy, call, mixed, monkeypatch)
 def test_an_unknown_baseline_is_refused_before_anything_is_written(call, tmp_path, capsys):
     assert call(tmp_path / "run", "--baselines", "p-tru") == 2
     assert "did you mean 'p-true'?" in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
-REWARDS = {
-    "calibrated": lambda c, p, y: 0.0 if c is None else 1 - max(0.05, abs(c - p)),
-    "brier": lambda c, p, y: 0.0 if c is None else 1 - (c - y) ** 2,
-    "log": lambda c, p, y: 0.0 if c is None else rl.log_reward(c, y),
-    "hybrid": lambda c, p, y: 0.25 * REWARDS["calibrated"](c, p, y) + 0.75 * REWARDS["brier"](c, p, y),
-}
-
-
-@pytest.mark.parametrize("name", REWARDS)
-def test_rewards(name):
-    reward = stages.reward(Config(reward=name, alpha=0.25))
-    for c in (None, 0.0, 0.4, 1.0):
-        for y in (0, 1):
-            assert reward(c, rl.Item("q", "a", 0.3, y)) == pytest.approx(REWARDS[name](c, 0.3, y))
 
 
 def test_targets_of_the_answer_use_its_similarity_to_the_samples(calibrated, call, mixed, tmp_path):

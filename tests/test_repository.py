@@ -31,7 +31,7 @@ def imports(path):
 
 
 def test_the_modules_are_there():
-    names = "calunc stages run data toy lm prefix lora cost entropy platt rl baselines eval report figures"
+    names = "calunc stages run data toy lm prefix lora cost entropy platt rewards rl baselines eval report figures"
     assert set(names.split()) <= set(MODULES)
 
 

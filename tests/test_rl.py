@@ -29,68 +29,6 @@ from rl import (
 )
 from statements import Asked, Rollouts
 
-# ---- reward --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "confidence, target, reward",
-    [
-        (0.7, 0.7, 0.95),
-        (0.74, 0.7, 0.95),
-        (0.66, 0.7, 0.95),
-        (0.8, 0.7, 0.9),
-        (0.6, 0.7, 0.9),
-        (1.0, 0.0, 0.0),
-        (0.0, 1.0, 0.0),
-        (0.0, 0.0, 0.95),
-        (1.0, 1.0, 0.95),
-        (0.25, 0.75, 0.5),
-        (None, 0.7, 0.0),
-        (None, 0.0, 0.0),
-    ],
-)
-def test_reward(confidence, target, reward):
-    assert calibration_reward(confidence, target) == pytest.approx(reward, abs=1e-12)
-
-
-def test_scores_of_correctness():
-    for c, y in itertools.product([0, 0.3, 1], [0, 1]):
-        assert rl.brier_reward(c, y) == pytest.approx(1 - (c - y) ** 2)
-    assert rl.brier_reward(None, 1) == rl.log_reward(None, 0) == 0
-    assert rl.log_reward(0.3, 1) == pytest.approx(1 + math.log(0.3) / math.log(100))
-    assert rl.log_reward(0.3, 0) == pytest.approx(1 + math.log(0.7) / math.log(100))
-    for worst in (rl.log_reward(0, 1), rl.log_reward(0.01, 1), rl.log_reward(1, 0)):
-        assert worst == pytest.approx(0, abs=1e-12)
-    assert rl.log_reward(1, 1) == rl.log_reward(0.99, 1) < 1
-
-
-@pytest.mark.parametrize("reward", [rl.brier_reward, rl.log_reward])
-@pytest.mark.parametrize("p", [0.02, 0.37, 0.5, 0.91])
-def test_the_scores_are_proper(reward, p):
-    """The best thing to say is the probability itself."""
-    grid = np.arange(101) / 100
-    expected = [p * reward(c, 1) + (1 - p) * reward(c, 0) for c in grid]
-    assert grid[np.argmax(expected)] == pytest.approx(p)
-
-
-def test_reward_with_another_tolerance():
-    assert calibration_reward(0.6, 0.7, tolerance=0.2) == 0.8
-    assert calibration_reward(0.7, 0.7, tolerance=0) == 1
-    assert calibration_reward(None, 0.7, tolerance=0.2) == 0
-
-
-def test_inside_the_tolerance_all_is_equally_good():
-    assert len({calibration_reward(c, 0.5) for c in np.linspace(0.4501, 0.5499, 50)}) == 1
-
-
-@pytest.mark.parametrize("confidence, target", [
-    (1.01, 0.5), (-0.01, 0.5), (73, 0.5), (math.nan, 0.5), (0.5, 1.01), (0.5, -0.01), (0.5, math.nan), (None, 2),
-])  # fmt: skip
-def test_reward_refuses_what_is_no_probability(confidence, target):
-    with pytest.raises(ValueError, match="must be in"):
-        calibration_reward(confidence, target)
-
-
 # ---- advantages ----------------------------------------------------------------------------------
 
 REWARDS = np.random.default_rng(0).uniform(0, 1, (5, 7))

@@ -1,0 +1,59 @@
+"""What a stated confidence c earns: the paper's reward, the two that look at the own answer alone, and a mixture.
+
+    calibrated   1 - max(tolerance, |c - p|)         p: the calibrated probability that the answer is right
+    brier        1 - (c - y)^2                       y: is it right?
+    log          1 + log(chance given to y) / log(1/floor)
+    hybrid       alpha calibrated + (1 - alpha) brier
+
+All are in [0, 1], and no parseable number earns 0, the least.
+"""
+
+import math
+
+
+def calibration_reward(confidence, target, tolerance=0.05):
+    """1 - max(tolerance, |c - p|), the paper's reward as reported to us; None, no parseable number, earns 0.
+
+    confidence: in [0, 1] or None; target: the calibrated probability in [0, 1]. Inside the tolerance all is equally
+    good. Raises ValueError for numbers outside [0, 1].
+    """
+    if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
+        raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
+    return 0.0 if confidence is None else 1.0 - max(tolerance, abs(confidence - target))
+
+
+def brier_reward(confidence, correct):
+    """1 - (c - y)², the Brier score of the model's own answer; None earns 0.
+
+    The reward of RLCR, arXiv 2507.16806, which trains the answer too.
+    """
+    return 0.0 if confidence is None else 1.0 - (confidence - correct) ** 2
+
+
+def log_reward(confidence, correct, floor=0.01):
+    """1 + log(chance given to what happened) / log(1/floor): the logarithmic score on [0, 1]; None earns 0.
+
+    Confidences are clipped to [floor, 1 - floor]. The reward of Rewarding Doubt, arXiv 2503.02623, up to its scale.
+    """
+    if confidence is None:
+        return 0.0
+    c = min(max(confidence, floor), 1 - floor)
+    return 1.0 + math.log(c if correct else 1 - c) / math.log(1 / floor)
+
+
+def chosen(config):
+    """--reward as a function (stated confidence or None, rl.Item) -> float."""
+
+    def calibrated(confidence, item):
+        return calibration_reward(confidence, item.target, config.tolerance)
+
+    def brier(confidence, item):
+        return brier_reward(confidence, item.correct)
+
+    def log(confidence, item):
+        return log_reward(confidence, item.correct)
+
+    def hybrid(confidence, item):
+        return config.alpha * calibrated(confidence, item) + (1 - config.alpha) * brier(confidence, item)
+
+    return {"calibrated": calibrated, "brier": brier, "log": log, "hybrid": hybrid}[config.reward]
