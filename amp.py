@@ -4,11 +4,18 @@ Weights, gradients and moments stay in float32, and the arithmetic runs in half 
 
     scale -> backward -> unscale -> clip -> step -> update
 
+A gradient that is not finite changes nothing: the step is skipped and counted. `save` and `load` make a checkpoint from
+which training goes on as if it had not stopped.
+
 Source: Micikevicius et al. 2018, arXiv 1710.03740. bf16 needs no scale, and a CPU none of it: half precision was
 hundreds of times slower there.
 """
 
+import json
+
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 
 def amp_dtype(amp, device):
@@ -32,6 +39,7 @@ class Optimizer:
         # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
         self.max_grad_norm = config.max_grad_norm
+        self.skipped = 0  # steps in a row
 
     def autocast(self):
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
@@ -40,13 +48,40 @@ class Optimizer:
         self.scaler.scale(loss).backward()
 
     def step(self):
-        """Clip, update, and return the gradient norm before clipping. An fp16 overflow skips the step."""
-        scale = self.scaler.get_scale()
+        """Clip, update, and return the gradient norm before clipping. A gradient that is not finite skips the step."""
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
-        self.scaler.step(self.adam)
+        finite = bool(norm.isfinite())
+        if finite or self.scaler.is_enabled():  # the scaler sees it too, and lowers the scale
+            self.scaler.step(self.adam)
         self.scaler.update()
         self.adam.zero_grad()
-        if self.scaler.get_scale() >= scale:
+        if finite:
             self.schedule.step()
+        self.skipped = 0 if finite else self.skipped + 1
         return float(norm)
+
+    def save(self, done):
+        """All that the next step depends on, the weights too, after `done` steps. -> bytes of a safetensors file"""
+        adam = self.adam.state_dict()
+        tensors = {f"{i}": p.detach().contiguous() for i, p in enumerate(self.params)}
+        tensors |= {f"{i}.{name}": value for i, of in adam["state"].items() for name, value in of.items()}
+        numbers = {"done": done, "groups": adam["param_groups"], "schedule": self.schedule.state_dict(),
+                   "scaler": self.scaler.state_dict(), "skipped": self.skipped}  # fmt: skip
+        return save(tensors, metadata={"numbers": json.dumps(numbers)})
+
+    def load(self, path):
+        """Go on from what was saved. -> how many steps are done"""
+        with safe_open(path, "pt", device=self.device) as file:
+            numbers, state = json.loads(file.metadata()["numbers"]), {}
+            for name in file.keys():
+                i, _, of = name.partition(".")
+                if of:
+                    state.setdefault(int(i), {})[of] = file.get_tensor(name)
+                else:
+                    self.params[int(i)].data.copy_(file.get_tensor(name))
+        self.adam.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+        self.schedule.load_state_dict(numbers["schedule"])
+        self.scaler.load_state_dict(numbers["scaler"])
+        self.skipped = numbers["skipped"]
+        return numbers["done"]

@@ -18,11 +18,10 @@ P(True), its probability that "True" comes next when it is asked about its answe
 Left out: clusters by entailment, which need another model; ours are by the kernel.
 """
 
-import difflib
-
 import numpy as np
 
 from data import normalise
+from run import nearest
 
 FREE = ("probability", "consistency", "clusters")
 READING = {  # name -> how it is stated, and the prompt that asks for it
@@ -37,9 +36,8 @@ def chosen(names):
     found = [name.strip() for name in names.split(",") if name.strip()]
     for name in found:
         if name not in READING:
-            near = difflib.get_close_matches(name, READING, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(READING)}"
-            raise ValueError(f"no baseline is called {name!r}; {hint}")
+            near = nearest(name, READING) or f"choose from {', '.join(READING)}"
+            raise ValueError(f"no baseline is called {name!r}; {near}")
     return list(dict.fromkeys(found))
 
 

@@ -13,16 +13,28 @@ import argparse
 import gc
 import itertools
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from run import STAGES, TOY, Config, Run, check, usual
+from safetensors import SafetensorError
+
+from run import STAGES, TOY, Config, Run, check, nearest, nearest_file, option, usual
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """argparse's message, and the flag, command or choice that was probably meant."""
+        unknown = re.search(r"invalid choice: '(.*?)'|unrecognized arguments: (\S+)", message)
+        known = [name for action in self._actions for name in (*action.option_strings, *map(str, action.choices or ()))]
+        near = nearest(unknown[1] or unknown[2], known) if unknown else ""
+        super().error(f"{message}; {near}" if near else message)
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="calunc.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", nargs="?", default="eval", choices=(*STAGES, "ask", "predict"), metavar="COMMAND",
@@ -35,8 +47,12 @@ def parse(argv):
     for f in fields(Config):
         default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
         text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, default=f.default, help=text,
+        parser.add_argument(option(f.name), type=f.type, default=f.default, help=text,
                             choices=f.metadata.get("choices"))  # fmt: skip
+    known = [name for action in parser._actions for name in action.option_strings]
+    for flag in argv:  # before argparse takes what follows for a command
+        if flag.startswith("--") and not any(name.startswith(flag.partition("=")[0]) for name in known):
+            parser.error(f"unrecognized arguments: {flag}")
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
     if args.model == "toy":
@@ -57,6 +73,10 @@ def pipeline(args, config):
     for stage in done:
         print(f"{stage}: done before with the same settings")
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
+    if run.stages().keys() & set(todo):
+        old = run.read("config.json")
+        changed = [option(name) for name, value in asdict(config).items() if old.get(name) != value]
+        print(f"{', '.join(todo)}: done again, with another {', '.join(changed) or 'file'}")
     if todo:
         import compare  # only here, because torch takes seconds to import and --help should not
         import stages
@@ -68,6 +88,8 @@ def pipeline(args, config):
         if config.embedder != "self":
             stages.lm.find(config.embedder)
         model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
+        if questions:
+            stages.check_lengths(config, model, prompt, questions)
         gc.collect()
         gc.freeze()  # so that the garbage collector does not look through all of torch again and again
         loading = time.perf_counter() - start
@@ -98,13 +120,13 @@ def trained_run(args, config):
     folder = args.run or "runs/toy"
     run = Run(folder)
     if not run.finished("train"):
-        raise ValueError(f"{folder} holds no trained adapter: run `python calunc.py --out {folder}` first")
+        near = nearest_file(folder) or f"run `python calunc.py --out {folder}` first"
+        raise ValueError(f"{folder} holds no trained adapter: {near}")
     given = {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
     for f in fields(Config):
         if f.name in given and f.metadata["stage"] is not None:
-            flag = f.name.replace("_", "-")
-            raise ValueError(f"{args.command} takes no --{flag}: the settings are those of the run in {folder}")
-    return replace(Config(**run.read("config.json")), **given), run
+            raise ValueError(f"{args.command} takes no {option(f.name)}: the settings are those of the run in {folder}")
+    return replace(run.config(), **given), run
 
 
 def ask(args, config):
@@ -137,7 +159,7 @@ def predict(args, config):
 
 
 def main(argv=None):
-    args, config = parse(argv)
+    args, config = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         if args.command == "ask":
@@ -146,9 +168,12 @@ def main(argv=None):
             predict(args, config)
         else:
             pipeline(args, config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130  # as shells have it: 128 + SIGINT
     return 0
 
 

@@ -16,6 +16,8 @@ import platt
 import report
 import statements
 import toy
+from lm import seed_of
+from run import Journal
 from stages import batches, fingerprint
 
 
@@ -28,16 +30,18 @@ def evaluate(config, run, model, prompt):
     rows = [t for _, t in held_out]
     lora.load_adapter(model, run.path("adapter"))
 
-    columns, cost = {}, report.teacher_cost([s for s, _ in held_out])
+    seconds = [row["seconds"] for row in run.read("seconds.jsonl") if row["part"] not in ("platt", "train")]
+    columns, cost = {}, report.teacher_cost([s for s, _ in held_out], seconds)
+    finished = Journal(run, "eval", config)
     ways = ["untrained", "trained"] + ["expected"] * (config.reasoning == 0)
-    stated = _state(config, model, prompt, held_out, ways)
+    stated = _state(config, model, prompt, held_out, ways, finished)
     for name in baselines.FREE:
         columns[f"{name}, scaled"] = _scale([t[name] for t in labelled], labelled, [t[name] for t in rows])
     for name in baselines.chosen(config.baselines):
         way, asking = baselines.READING[name](prompt)
         if way not in stated:
-            stated |= _state(config, model, asking, held_out, [way])
-        ((scores, _, _),) = _state(config, model, asking, platt_part, [way]).values()
+            stated |= _state(config, model, asking, held_out, [way], finished)
+        ((scores, _, _),) = _state(config, model, asking, platt_part, [way], finished).values()
         columns[f"{way}, scaled"] = _scale(scores, [t for _, t in platt_part], stated[way][0])
     for way, (confidence, tokens, seconds) in stated.items():
         columns[way] = confidence
@@ -60,13 +64,15 @@ def evaluate(config, run, model, prompt):
     _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
 
 
-def _state(config, model, prompt, pairs, ways):
+def _state(config, model, prompt, pairs, ways, finished):
     """statements.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question)}"""
     found = {way: [[None] * len(pairs), 0, 0.0] for way in ways}
     asked = [(s["question"], s["answer"]) for s, _ in pairs]
     bar = tqdm(total=len(pairs), desc=f"confidence: {', '.join(ways)}", unit="question")
     for batch in batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch):
-        got = statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning)
+        piece = seed_of(*ways, *(f"{s['part']} {s['id']}" for s, _ in map(pairs.__getitem__, batch)))
+        these = [asked[i] for i in batch]
+        got = finished.of(piece, statements.state, model, prompt, these, ways, config.reasoning)
         for way, (confidence, tokens, seconds) in got.items():
             for i, c in zip(batch, confidence, strict=True):
                 found[way][0][i] = c

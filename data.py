@@ -5,7 +5,6 @@ A question set is a list of `Question`. It comes from the toy world, from the bu
 into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
 """
 
-import difflib
 import json
 import re
 import string
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from run import FACTS
+from run import FACTS, nearest, nearest_file
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def from_hub(name, held_out=False, rows=None):
 def read_jsonl(path):
     """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # some editors begin with a mark
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     found = []
@@ -84,8 +83,9 @@ def read_jsonl(path):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg})") from None
+            json.dumps(row, ensure_ascii=False).encode()  # half a character, as "\ud800", is none
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
         if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{where}: needs a non-empty string `question`")
         found.append((where, row))
@@ -128,17 +128,16 @@ def load(name, held_out=False):
         if base == "facts":
             found = [q for q in from_jsonl(FACTS) if family in ("", q.family)]
             if not found:
-                known = ", ".join(sorted({q.family for q in from_jsonl(FACTS)}))
-                raise ValueError(f"facts has no family {family!r}; it has {known}")
+                known = sorted({q.family for q in from_jsonl(FACTS)})
+                near = nearest(family, known) or f"choose from {', '.join(known)}"
+                raise ValueError(f"facts has no family {family!r}; {near}")
         elif part in HUB:
             found = from_hub(part, held_out)
         elif Path(part).is_file():
             found = from_jsonl(part)
         else:
-            known = ["facts", *HUB]
-            near = difflib.get_close_matches(part, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a path to a JSONL file"
-            raise ValueError(f"no data set or file called {part!r}; {hint}")
+            near = nearest(part, ["facts", *HUB]) or nearest_file(part) or f"choose from facts, {', '.join(HUB)}"
+            raise ValueError(f"no data set or file called {part!r}; {near}")
         questions += [replace(q, source=part) for q in found]
     ids = Counter(q.id for q in questions).most_common(1)
     if ids and ids[0][1] > 1:
@@ -191,7 +190,8 @@ class Prompt:
     """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
 
     The second turn asks `ask`, in chat form alone, and begins with `label`; examples: question, answer, and what
-    follows the label.
+    follows the label. A question or an answer is no more than that, whatever is in it: it ends no turn, and the names
+    of special tokens are ordinary characters.
     """
 
     lm: object
@@ -215,9 +215,9 @@ class Prompt:
             turns = []
             for q, a, c in self.examples:
                 turns += [(f"{ASK}\n\n{q}", a), (self.ask, f"{self.label} {c}")]
-            return self.lm.encode(self._chat([*turns, (f"{ASK}\n\n{question}", None)]))
+            return self.lm.encode(self._chat([*turns, (f"{ASK}\n\n{self.lm.plain(question)}", None)]))
         shots = "".join(f"Question: {q}\nAnswer: {a}\n{self.label} {c}\n\n" for q, a, c in self.examples)
-        return self.lm.encode(f"{shots}Question: {question}\nAnswer:", special=True)
+        return self.lm.encode(f"{shots}Question: {self._line(question)}\nAnswer:", special=True)
 
     def confidence(self, question, answer, reason=False):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
@@ -232,13 +232,17 @@ class Prompt:
             # what the template puts after an answer, and around the next turn
             closing, _, opening = self._chat([(ASK, "ANSWER"), (last, None)]).rpartition("ANSWER")[2].partition(last)
             turn = self.lm.proceed(last + opening + ("" if reason else self.label))
-            return context + self.lm.proceed(answer + closing), turn
+            return context + self.lm.proceed(self.lm.plain(answer) + closing), turn
         turn = self.lm.proceed("\nReasoning:" if reason else f"\n{self.label}")
-        return context + self.lm.proceed(f" {answer}"), turn
+        return context + self.lm.proceed(f" {self._line(answer)}"), turn
 
     def after_reasoning(self, thought):
         """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
         return self.lm.proceed(("" if self.lm.decode(thought).endswith("\n") else "\n") + self.label)
+
+    def _line(self, text):
+        """In raw text the end of a line ends a turn."""
+        return self.lm.plain(" ".join(text.splitlines()))
 
     def _chat(self, turns):
         messages = []

@@ -1,8 +1,8 @@
 """The pictures of a run: is confidence calibrated, does it rank, what did the entropy know, how did RL go?
 
-Each function draws one picture and writes it as a PNG, to a temporary name that is then renamed: a picture
-that exists is whole. What there is no data for is said in the picture, so that a short or failed run can be
-looked at too; data that are wrong raise ValueError, as in eval.py.
+Each function draws one picture and writes it as a PNG: a picture that exists is whole. What there is no data for is
+said in the picture, so that a short or failed run can be looked at too; data that are wrong raise ValueError, as in
+eval.py.
 
 Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart; curves differ in dashes
 too.
@@ -11,13 +11,14 @@ Left out: intervals on the risk-coverage curves (the table has the one of AURC),
 option. matplotlib's pyplot is not used, so nothing here depends on or changes a global figure or backend.
 """
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import eval
+from run import write_whole
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 BLACK, GREY = "#000000", "#777777"
@@ -27,7 +28,7 @@ PANELS = (  # of training: what to see, unit, {key in the log: name in the legen
     ("Confidence should near accuracy", "mean confidence", {"mean_confidence": None}),
     ("Few distinct values: collapse", "distinct confidences", {"distinct": None}),
     ("Gradients should stay bounded", "gradient norm", {"grad_norm": None}),
-    ("Speed", "tokens per second", {"tokens_per_second": None}),
+    ("Divergence from the base model", "nats", {"kl": None}),
 )
 
 
@@ -212,10 +213,6 @@ def _say(text, path):
 
 
 def _save(figure, path):
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_whole(Path(path), content.getvalue())

@@ -8,11 +8,13 @@ its samples do not come from softmax(logits / temperature).
 
 import functools
 import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -21,6 +23,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from cost import Size, Work
 from lora import adapter
 from prefix import LOGITS, Read, check_context, chunks, feed, tree_of
+from run import nearest_file
+
+BREAK = "\ue000"  # of private use; what stands on its two sides is encoded apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +47,21 @@ class LM:
         return LOGITS // self.model.config.get_text_config().vocab_size
 
     def encode(self, text, special=False):
-        return self.tokenizer(text, add_special_tokens=special).input_ids
+        first, *rest = text.split(BREAK)
+        ids = self.tokenizer(first, add_special_tokens=special).input_ids
+        return ids + [i for part in rest for i in self.proceed(part)]
+
+    def plain(self, text):
+        """A text that `encode` takes for ordinary characters, also where it spells a special token, as "</s>" does."""
+        text = text.replace(BREAK, "")
+        return self._special.sub(lambda match: match[0] + BREAK, text) if self._special else text
+
+    @functools.cached_property
+    def _special(self):
+        """Finds the first character of each name of a token that is no part of the language."""
+        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        names = [re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in names if len(name) > 1 and name.strip()]
+        return re.compile("|".join(names)) if names else None
 
     def proceed(self, text):
         """The tokens of a text that goes on after another one. Some tokenizers put a blank before what comes first."""
@@ -66,7 +85,9 @@ def find(name_or_path):
             return
     except (OSError, ValueError, KeyError) as error:
         why = " (" + str(error).strip().split("\n")[0] + ")"
-    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach{why}")
+    near = nearest_file(path)
+    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach{why}"
+                     + (f"; {near}" if near else ""))  # fmt: skip
 
 
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
@@ -76,12 +97,15 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     probabilities random.
     """
     find(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (ValueError, ImportError, KeyError) as error:  # a file that is damaged, a package that is missing
+        raise ValueError(f"{name_or_path} has no readable tokenizer: {str(error).splitlines()[0][:200]}") from None
     if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
         raise ValueError(f"{name_or_path} has no tokenizer")
     try:
         model = auto_class.from_pretrained(name_or_path, dtype=dtype)
-    except ValueError as error:  # an encoder-decoder, say; the rest of the message lists all that there is
+    except (ValueError, SafetensorError) as error:  # an encoder-decoder, say, or a file that is cut short
         raise ValueError(f"{name_or_path}: {str(error).splitlines()[0][:200]}") from None
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 

@@ -13,14 +13,15 @@ biases, and adapters on the embedding and on the output head, which is often tie
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from run import write_whole
 
 
 class LoRA(nn.Module):
@@ -93,11 +94,8 @@ def save_adapter(lm, folder, invocation=None):
     for name, module in loras.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
-    temporary = folder / ".adapter.tmp"
-    temporary.write_text(json.dumps(config, indent=2))
-    os.replace(temporary, folder / "adapter_config.json")
-    save_file(tensors, temporary)
-    os.replace(temporary, folder / "adapter_model.safetensors")
+    write_whole(folder / "adapter_config.json", json.dumps(config, indent=2).encode())
+    write_whole(folder / "adapter_model.safetensors", save(tensors))
 
 
 def load_adapter(lm, folder):

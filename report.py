@@ -51,6 +51,9 @@ COLUMNS = {
 }
 
 
+WINDOW = 20  # training steps that must go wrong before it is said
+
+
 def environment(device="cpu", dtype=torch.float32):
     """What the numbers were made on, and how fast it multiplies matrices."""
     packages = ("torch", "transformers", "numpy", "datasets")
@@ -64,12 +67,14 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux knows more
 
 
-def teacher_cost(samples):
-    """Mean generated tokens and seconds a question of the answer alone and of the teacher. -> dict of dicts"""
+def teacher_cost(samples, seconds):
+    """Mean generated tokens and seconds a question of the answer alone and of the teacher. -> dict of dicts
+
+    seconds: of each question's answer and samples."""
     answer = np.mean([s["answer_tokens"] for s in samples])
     drawn = np.mean([s["sample_tokens"] for s in samples])
     # answer and samples come from one pass; its time is shared out by tokens
-    seconds = np.mean([s["seconds"] for s in samples])
+    seconds = np.mean(seconds)
     return {
         "answer": {"tokens": float(answer), "seconds": float(seconds * answer / (answer + drawn))},
         "target": {"tokens": float(answer + drawn), "seconds": float(seconds)},
@@ -163,9 +168,22 @@ def _warnings(sets, log):
             constant = share < 1 and s["methods"][title]["distinct"] == 1
             if constant and title not in (METHODS["base rate"], METHODS["family prior"]):
                 found.append(f"{name}: {title}: one confidence for everything; it cannot tell right from wrong.")
-    if log and all(record["no_signal"] == 1 for record in log):
-        found.append("training: all rollouts of each group earned the same reward, so there was nothing to learn from.")
-    return found
+    return found + [f"training: {sentence}" for sentence in troubles(log)]
+
+
+def troubles(log):
+    """What went wrong in training, in sentences: in the whole of it, or in any WINDOW of steps in a row."""
+    width, found = min(len(log), WINDOW), {}  # in the order of their discovery
+    for i in range(len(log) - width + 1 if log else 0):
+        steps = log[i : i + width]
+        if all(record["distinct"] <= 1 for record in steps):
+            found["the policy collapsed: it stated one confidence for everything."] = None
+        if all(record["no_signal"] >= 0.95 for record in steps):
+            found["hardly any group had rollouts of different rewards, so there was nothing to learn from."] = None
+    skipped = sum(record["skipped"] > 0 for record in log)
+    if skipped:
+        found[f"{skipped} steps had no finite gradient and were skipped."] = None
+    return list(found)
 
 
 def markdown(report):

@@ -28,8 +28,10 @@ from lm import completion_logprobs, seed_of
 from lora import adapter
 from prefix import chunks, tree_of
 from rewards import calibration_reward  # noqa: F401, part of what this module offers
+from run import write_whole
 
 KINDS = ("loo", "center", "zscore")
+PATIENCE = 5  # steps in a row without a finite gradient
 
 
 # ---- advantage, loss --------------------------------------------------------------------------------------------
@@ -101,30 +103,6 @@ class Item:
     correct: int  # is it?
 
 
-@dataclass(frozen=True)
-class Config:
-    """What stage 3 depends on, beside the model, the questions and their targets."""
-
-    steps: int = 300
-    gradient: str = "sampled"  # or "exact"
-    every: int = 1  # exact: each so many-th percentage
-    questions: int = 16  # a step
-    rollouts: int = 16  # a question (the group)
-    temperature: float = 1.0  # of the rollouts, and of every log-probability
-    reasoning: int = 0  # tokens before the number
-    lr: float = 1e-4
-    advantage: str = "loo"
-    updates: int = 1  # optimiser steps for each batch of rollouts
-    clip: float = 0.2
-    kl: float = 0.0  # weight of the divergence from the base model
-    max_grad_norm: float = 1.0
-    micro_batch: int = 0  # questions in one backward pass; 0: as many as prefix.LOGITS allows
-    recompute: bool = False  # activations in the backward pass
-    warmup: int = 0  # supervised steps before the first rollout
-    amp: str = "auto"
-    seed: int = 0
-
-
 def batch_of(step, n, size, seed):
     """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
     places = range(step * size, (step + 1) * size)
@@ -142,7 +120,7 @@ def warm_up(lm, prompt, items, config, optimizer):
     completions = [[asked.turn + lm.proceed(f" {step * round(100 * x.target / step)}%")] for x in items]
     with optimizer.autocast():
         logp, mask = completion_logprobs(
-            lm, asked.read, completions, recompute=config.recompute, given=len(asked.turn)
+            lm, asked.read, completions, recompute=config.recompute == "on", given=len(asked.turn)
         )
     loss = -(logp * mask).sum() / mask.sum()
     optimizer.backward(loss)
@@ -172,7 +150,7 @@ def update(lm, batch, advantages, config, optimizer):
     given, old, stats = len(batch.asked.turn), {}, {}
 
     def logprobs(i, **kwargs):
-        return completion_logprobs(lm, reads[i], completions[i], config.temperature, given=given, **kwargs)
+        return completion_logprobs(lm, reads[i], completions[i], config.rollout_temperature, given=given, **kwargs)
 
     for number in range(config.updates):
         totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
@@ -181,7 +159,7 @@ def update(lm, batch, advantages, config, optimizer):
                 old = {i: logprobs(i)[0] for i in range(len(parts))}
         for i, part in enumerate(parts):
             with optimizer.autocast():
-                logp, _ = logprobs(i, recompute=config.recompute)  # (B, T)
+                logp, _ = logprobs(i, recompute=config.recompute == "on")  # (B, T)
             length = logp.shape[1]
             rows = [a + [0] * (length - len(a)) for q in part for a in batch.actions[q]]
             actions = torch.tensor(rows, device=lm.device)  # (B, T)
@@ -215,11 +193,12 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
     for part in _parts(lm, [tokens] * size, config.micro_batch):  # equal sizes: in their order
         some = asked.some(part)
         with optimizer.autocast():
-            logp = statements.log_policy(lm, some, said, config.temperature, config.recompute)  # (Q', C)
+            recompute = config.recompute == "on"
+            logp = statements.log_policy(lm, some, said, config.rollout_temperature, recompute)  # (Q', C)
         loss = -(logp.exp() * rewards[list(part)]).sum() / size
         if config.kl:
             with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                reference = statements.log_policy(lm, some, said, config.temperature)
+                reference = statements.log_policy(lm, some, said, config.rollout_temperature)
             kl = statements.divergence(logp, reference).sum() / size
             loss = loss + config.kl * kl
             totals["kl"] += kl.item()
@@ -235,7 +214,7 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
     with optimizer.autocast():
         asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen], config.reasoning > 0)
         batch = statements.rollout(
-            lm, prompt, asked, config.rollouts, config.temperature, seeds, config.reasoning
+            lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds, config.reasoning
         )
     groups = zip(batch.confidence, chosen, strict=True)
     rewards = np.array([[reward(c, x) for c in group] for group, x in groups])
@@ -255,7 +234,7 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
 
 
 def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
-    """All that can be said, its rewards, update. -> what is logged; `distinct` counts the likeliest of each question"""
+    """All that can be said, its rewards, update. -> what is logged; `distinct` counts what is said once in 100 times"""
     with optimizer.autocast():
         asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen])
     rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in chosen], device=lm.device)  # (Q, C)
@@ -265,7 +244,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
         "reward": (logp.exp() * rewards).sum(-1).mean().item(),
         "malformed": 1 - number.mean().item(),
         "mean_confidence": mean.mean().item(),
-        "distinct": len(set(logp.argmax(-1).tolist())),
+        "distinct": int((logp.exp().mean(0) >= 0.01).sum()),
         "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
         "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
         **stats,
@@ -273,29 +252,39 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
     }
 
 
-def train(lm, prompt, items, reward, config, on_step):
+def train(lm, prompt, items, reward, config, on_step, saved=None):
     """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same expected reward.
 
-    lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float.
-    on_step(dict): called with the metrics of every step.
+    lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: run.Config.
+    on_step(dict): called with the metrics of every step but the warm-up's. saved: the path of a checkpoint, to go on
+    from if it is there and to be kept up to date. After 5 steps in a row without a finite gradient it stops; such steps
+    change nothing, so what is left are the last good weights.
     """
     optimizer = Optimizer(lm, config, config.warmup + config.steps * config.updates)
-    size = min(config.questions, len(items))
-    for step in tqdm(range(config.warmup), desc="supervised warm-up", unit="step", disable=not config.warmup):
-        chosen = [items[i] for i in batch_of(step, len(items), size, seed_of(config.seed, "warmup"))]
-        warm_up(lm, prompt, chosen, config, optimizer)
-    exact = config.gradient == "exact"
+    size, exact = min(config.questions, len(items)), config.gradient == "exact"
     said = statements.percentages(lm, config.every) if exact else None
     if exact and not said:
         raise ValueError("the exact gradient needs a tokenizer that can write percentages")
-    bar = tqdm(range(config.steps), desc="reinforcement learning", unit="step")
-    for step in bar:
-        start = time.perf_counter()
-        chosen = [items[i] for i in batch_of(step, len(items), size, seed_of(config.seed, "train"))]
-        if exact:
-            record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
+    done, total = optimizer.load(saved) if saved and saved.exists() else 0, config.warmup + config.steps
+    bar = tqdm(range(done, total), desc="training", unit="step", initial=done, total=total)
+    last, cost = time.perf_counter(), 0.0
+    for number in bar:
+        step = number - config.warmup  # below 0: supervised
+        order = ("warmup", number) if step < 0 else ("train", step)
+        chosen = [items[i] for i in batch_of(order[1], len(items), size, seed_of(config.seed, order[0]))]
+        if step < 0:
+            bar.set_postfix(supervised_loss=f"{warm_up(lm, prompt, chosen, config, optimizer):.3f}")
         else:
-            record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
-        bar.set_postfix(reward=f"{record['reward']:.3f}", malformed=f"{record['malformed']:.2f}")
-        tokens = record.pop("tokens")
-        on_step({"step": step, **record, "tokens_per_second": tokens / (time.perf_counter() - start)})
+            if exact:
+                record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
+            else:
+                record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
+            bar.set_postfix(reward=f"{record['reward']:.3f}", malformed=f"{record['malformed']:.2f}")
+            on_step({"step": step, **record, "skipped": optimizer.skipped})
+        if optimizer.skipped == PATIENCE:
+            break
+        if saved and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
+            start = time.perf_counter()
+            write_whole(saved, optimizer.save(number + 1))
+            last = time.perf_counter()
+            cost = last - start

@@ -3,6 +3,8 @@
 A stage is skipped when it was finished with the same settings, and every artefact is written whole or not at all.
 """
 
+import contextlib
+import difflib
 import hashlib
 import json
 import math
@@ -11,9 +13,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 FILES = {  # the stages in their order, and what each of them writes
-    "sample": ("samples.jsonl",),
+    "sample": ("samples.jsonl", "seconds.jsonl"),
     "calibrate": ("targets.jsonl", "platt.json"),
-    "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
+    "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     "eval": ("predictions.jsonl", "report.json", "report.md"),
 }
 STAGES = tuple(FILES)
@@ -99,6 +101,24 @@ TOY = dict(
 )  # fmt: skip
 
 
+def option(name):
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name, known):
+    """A question at the end of the message about an unknown name, if one of the known ones is like it."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def nearest_file(path):
+    """The same for a path, by what else is in its folder."""
+    folder = Path(path).parent
+    near = nearest(Path(path).name, [p.name for p in folder.iterdir()] if folder.is_dir() else [])
+    return near and near.replace("'", f"'{folder}/", 1)
+
+
 def usual(model):
     """The default of every setting, where the toy model has some of its own. -> dict"""
     return {f.name: f.default for f in fields(Config)} | (TOY if model == "toy" else {})
@@ -111,12 +131,15 @@ def check(config):
     positive = ("platt_questions", "train_questions", "test_questions", "ood_questions", "answer_tokens",
                 "sample_batch", "questions", "rollouts", "rank", "updates", "resamples", "folds",
                 "temperature", "rollout_temperature", "lr", "gamma", "max_grad_norm")  # fmt: skip
+    for f in fields(config):
+        if f.type is float and not math.isfinite(getattr(config, f.name)):
+            raise ValueError(f"{option(f.name)} is {getattr(config, f.name)}: it must be a finite number")
     for name in positive:
         if not getattr(config, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must be positive")
+            raise ValueError(f"{option(name)} is {getattr(config, name)}: it must be positive")
     for name in ("steps", "warmup", "reasoning", "micro_batch", "kl", "answer_temperature", "tolerance", "clip"):
         if getattr(config, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: it must not be negative")
+            raise ValueError(f"{option(name)} is {getattr(config, name)}: it must not be negative")
     if config.folds < 2 or config.rollouts < 2:
         raise ValueError("--folds and --rollouts must be at least 2")
     if config.readout == "expected" and config.reasoning:
@@ -146,18 +169,31 @@ class Run:
             value = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in value)
         elif not isinstance(value, str):
             value = json.dumps(_strict(value), allow_nan=False, indent=2) + "\n"
-        temporary = self.path(f".{name}.tmp")
-        temporary.write_text(value, encoding="utf-8")
-        os.replace(temporary, self.path(name))
+        write_whole(self.path(name), value.encode())
 
     def append(self, name, row):
         """One more line of a JSONL file; a crash leaves the lines before it whole."""
-        with self.path(name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+        line = json.dumps(_strict(row), allow_nan=False).encode() + b"\n"
+        with _opened(self.path(name), "ab") as file:
+            file.write(line)
 
     def read(self, name):
+        """The content of a JSON or JSONL file. Raises ValueError that names it."""
         path = self.path(name)
-        return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    def config(self):
+        """The settings of the run. Raises ValueError for those of another version."""
+        found, known = self.read("config.json"), {f.name: f.type for f in fields(Config)}
+        if not isinstance(found, dict) or found.keys() != known.keys():
+            raise ValueError(f"{self.path('config.json')} was made by another version: run it again")
+        for name, value in found.items():
+            if not isinstance(value, (known[name], int) if known[name] is float else known[name]):
+                raise ValueError(f"{self.path('config.json')} is damaged: {name} is {value!r}")
+        return Config(**found)
 
     def done(self, stage, config):
         """Was this stage finished with these settings, and is all of it still there?"""
@@ -171,19 +207,38 @@ class Run:
     def finish(self, stage, config, loading, seconds, work):
         """Note that the stage is finished, and what it cost. loading: seconds that the call spent before it."""
         entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
+        entry["sha256"] = {name: _digest(self.path(name)) for name in FILES[stage]}
         self.write("stages.json", self.stages() | {stage: entry})
+        for unfinished in self.folder.glob(f".{stage}-*"):
+            unfinished.unlink()
 
     def costs(self):
         """What the finished stages cost; runs of older versions did not count it. -> {stage: dict}"""
         return {name: stage for name, stage in self.stages().items() if "flops" in stage}
 
     def finished(self, stage):
-        """Was this stage finished, with the settings that it was started with?"""
-        return stage in self.stages() and all(self.path(name).exists() for name in FILES[stage])
+        """Was this stage finished, with the settings that it was started with?
+
+        Raises ValueError for a file that later stages read and that was altered since.
+        """
+        if stage not in self.stages() or not all(self.path(name).exists() for name in FILES[stage]):
+            return False
+        for name, digest in self.stages()[stage].get("sha256", {}).items():
+            if stage != "eval" and _digest(self.path(name)) != digest:
+                raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
+                                 "made again")  # fmt: skip
+        return True
+
+    def unfinished(self, stage, config, suffix):
+        """Where a stage keeps what an interrupted call of the same settings can go on from."""
+        return self.path(f".{stage}-{key(stage, config)}.{suffix}")
 
     def stages(self):
         """The stages that are finished, and what each of them cost. -> {stage: dict}"""
-        return self.read("stages.json") if self.path("stages.json").exists() else {}
+        found = self.read("stages.json") if self.path("stages.json").exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(x, dict) and "key" in x for x in found.values()):
+            raise ValueError(f"{self.path('stages.json')} is damaged: delete it, and all is made again")
+        return found
 
 
 def key(stage, config):
@@ -196,6 +251,53 @@ def key(stage, config):
         if file.is_file():
             settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Journal:
+    """The finished pieces of a stage, {name: value}; what an interrupted call has made is not made again."""
+
+    def __init__(self, run, stage, config):
+        self.run, self.name = run, run.unfinished(stage, config, "jsonl").name
+        self.pieces = {row["piece"]: row["value"] for row in read_lines(run.path(self.name))}
+        if self.pieces:  # without a last line that was cut short
+            run.write(self.name, [{"piece": p, "value": v} for p, v in self.pieces.items()])
+
+    def of(self, piece, make, *args):
+        """The value of a piece, which is make(*args) unless it is there; JSON has lists for tuples."""
+        if piece not in self.pieces:
+            self.pieces[piece] = make(*args)
+            self.run.append(self.name, {"piece": piece, "value": self.pieces[piece]})
+        return self.pieces[piece]
+
+
+def write_whole(path, content):
+    """Bytes to a file that is never half there: to another name, to the disk, then renamed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with _opened(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path, mode):
+    """A file whose content is on the disk afterwards; an error, as of a full disk, says which file it was."""
+    try:
+        with path.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _strict(value):

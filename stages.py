@@ -23,12 +23,13 @@ import entropy
 import lm
 import lora
 import platt
+import report
 import rewards
 import rl
 import statements
 import toy
-from prefix import Read
-from run import check, key, read_lines
+from prefix import Read, check_context
+from run import Journal, check, read_lines
 
 # ---- what the stages share --------------------------------------------------------------------------------------
 
@@ -92,38 +93,50 @@ def batches(items, length, size):
 # ---- stage 1: sample --------------------------------------------------------------------------------------------
 
 
+def check_lengths(config, model, prompt, questions):
+    """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
+    context, turn = prompt.confidence("", "", config.reasoning > 0)
+    more = len(context) + len(turn) - len(prompt.answer("")) + config.answer_tokens + config.reasoning
+    for _, q in questions:
+        try:
+            check_context(model, [prompt.answer(q.question)], more + statements.NUMBER_TOKENS)
+        except ValueError as error:
+            raise ValueError(f"question {q.id}: {error}") from None
+
+
 def sample(config, run, model, prompt, questions):
     """One answer and n samples for each question -> samples.jsonl"""
     stop = lm.stop_ids(model, "\n")
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
-    # finished batches are kept, so that an interrupted run goes on where it was
-    partial = run.path(f".samples-{key('sample', config)}.jsonl")
-    rows = {(row["part"], row["id"]): row for row in read_lines(partial)}
-    if rows:
-        run.write(partial.name, list(rows.values()))  # without a last line that was cut short
-    bar = tqdm(total=len(questions), desc="sampling answers", unit="question")
-    for batch in batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
-        bar.update(len(batch))
-        # a batch is kept as a whole or made again: in another one, rounding would differ
-        if all((part, q.id) in rows for part, q in batch):
-            continue
+    finished, rows, seconds = Journal(run, "sample", config), {}, {}
+
+    def draw(batch):
+        """-> [what is known of each question of the batch], seconds a question"""
         start = time.perf_counter()
         seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
         ids = [prompts[part, q.id] for part, q in batch]
         drawn, logp = lm.sample(model, ids, temperatures, config.answer_tokens, stop, seeds, logprobs=True)
-        seconds = (time.perf_counter() - start) / len(batch)
+        spent, found = (time.perf_counter() - start) / len(batch), []
         for (part, q), completions, (answer_logprob, *_) in zip(batch, drawn, logp, strict=True):
             texts = [data.clean_answer(model.decode(c)) for c in completions]
-            rows[part, q.id] = {
+            found.append({
                 "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
                 "answer_logprob": answer_logprob, "answer_tokens": len(completions[0]),
-                "sample_tokens": sum(map(len, completions[1:])), "seconds": seconds,
-            }  # fmt: skip
-            run.append(partial.name, rows[part, q.id])
+                "sample_tokens": sum(map(len, completions[1:])),
+            })  # fmt: skip
+        return found, spent
+
+    bar = tqdm(total=len(questions), desc="sampling answers", unit="question")
+    for batch in batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
+        # a batch is kept as a whole or made again: in another one, rounding would differ
+        drawn, spent = finished.of(lm.seed_of(*(f"{part} {q.id}" for part, q in batch)), draw, batch)
+        for row in drawn:
+            rows[row["part"], row["id"]], seconds[row["part"], row["id"]] = row, spent
+        bar.update(len(batch))
     bar.close()
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
-    partial.unlink(missing_ok=True)
+    run.write("seconds.jsonl", [{"part": part, "id": q.id, "seconds": seconds[part, q.id]} for part, q in questions])
 
 
 # ---- stage 2: calibrate -----------------------------------------------------------------------------------------
@@ -183,15 +196,27 @@ def train(config, run, model, prompt):
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"]) for s, t in pairs if s["part"] == "train"]
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
-    settings = rl.Config(
-        steps=config.steps, gradient=config.gradient, every=config.every, questions=config.questions,
-        rollouts=config.rollouts, reasoning=config.reasoning, temperature=config.rollout_temperature, lr=config.lr,
-        advantage=config.advantage, updates=config.updates, clip=config.clip, kl=config.kl,
-        max_grad_norm=config.max_grad_norm, micro_batch=config.micro_batch, recompute=config.recompute == "on",
-        warmup=config.warmup, amp=config.amp, seed=config.seed,
-    )  # fmt: skip
-    run.write("metrics.jsonl", [])
-    rl.train(model, prompt, items, rewards.chosen(config), settings, lambda record: run.append("metrics.jsonl", record))
+    saved = run.unfinished("train", config, "safetensors")
+    log, said = read_lines(run.path("metrics.jsonl")) if saved.exists() else [], set()
+    run.write("metrics.jsonl", log)
+
+    def warn(steps):
+        for sentence in report.troubles(steps):
+            if sentence not in said:
+                said.add(sentence)
+                tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
+
+    def on_step(record):
+        if record["step"] < len(log):  # what was logged after the checkpoint is made again
+            del log[record["step"] :]
+            run.write("metrics.jsonl", log)
+        log.append(record)
+        run.append("metrics.jsonl", record)
+        if len(log) >= report.WINDOW:
+            warn(log[-report.WINDOW :])
+
+    rl.train(model, prompt, items, rewards.chosen(config), config, on_step, saved)
+    warn(log)
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     lora.save_adapter(model, run.path("adapter"), turn)
 

@@ -22,6 +22,8 @@ from lm import completion_logprobs, sample, seed_of, stop_ids
 from lora import adapter
 from prefix import Read
 
+NUMBER_TOKENS = 6  # the longest statement
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -63,7 +65,7 @@ class Rollouts:
         return sum(sum(a) for group in self.actions for a in group)
 
 
-def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=6):
+def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_tokens=NUMBER_TOKENS):
     """Let the model state its confidence in each answer, `group` times. -> Rollouts
 
     A completion is the turn and the sampled number. With reasoning > 0 the model first writes up to that many tokens,

@@ -12,6 +12,7 @@ import lora
 import rl
 import statements
 from bench.setting import MODEL, fewshot_questions, take_turns
+from run import Config
 
 QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32, 64), (64, 128, 256, 512)
 
@@ -38,7 +39,7 @@ def measure():
     found = {label: _medians(functions) for label, functions in panels.items()}
 
     lora.add_lora(model)
-    config = rl.Config(amp="off", kl=0.03)
+    config = Config(amp="off", kl=0.03)
     optimizer, pairs = amp.Optimizer(model, config, 1000), [(q.question, q.answers[0]) for q in questions[:8]]
 
     def step(group):

@@ -51,10 +51,11 @@ def ours():
     import lora
     import rl
     import statements
+    from run import Config
 
     model, prompt, items = problem()
     lora.add_lora(model, RANK, 2 * RANK)
-    config = rl.Config(questions=QUESTIONS, rollouts=GROUP, lr=LR, amp="off", micro_batch=4)
+    config = Config(questions=QUESTIONS, rollouts=GROUP, lr=LR, kl=0.0, amp="off", micro_batch=4)
     optimizer = amp.Optimizer(model, config, 1000)
     say(ready=True)
     for step in range(10**9):

@@ -16,6 +16,7 @@ import statements
 from bench import grpo
 from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_turns
 from prefix import Read
+from run import Config
 
 SAMPLES, ANSWER_TOKENS = 10, 16
 
@@ -123,7 +124,7 @@ def training_step():
     model = lm.load(MODEL)
     lora.add_lora(model)
     prompt, questions = fewshot_questions(model, 16)
-    config = rl.Config(amp="off", kl=0.03)
+    config = Config(amp="off", kl=0.03)
     optimizer = amp.Optimizer(model, config, 1000)
     asked = statements.ask(model, prompt, [(q.question, q.answers[0]) for q in questions])
     batch = statements.rollout(model, prompt, asked, 16, 1.0, list(range(16)))

@@ -18,6 +18,7 @@ import lm
 import lora
 import rl
 from bench.setting import MODEL, ROOT, fewshot_questions
+from run import Config
 
 GPU = 100e12  # useful FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
 # the published shapes of SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B
@@ -99,7 +100,7 @@ def measure(questions=48):
         return rl.calibration_reward(confidence, item.target)
 
     def train(batch, rollouts):
-        config = rl.Config(steps=questions // batch, questions=batch, rollouts=rollouts, amp="off", kl=0.03)
+        config = Config(steps=questions // batch, questions=batch, rollouts=rollouts, amp="off", kl=0.03)
         return lambda: rl.train(model, prompt, items, reward, config, lambda _: None)
 
     record("stage 3", train(16, 16))

@@ -70,12 +70,13 @@ TABLES = {
     ),
     "smollm2-arms": Table(
         "The main arms with SmolLM2-135M and real questions",
-        "All arms have the same questions and samples, and 150 steps of 24 questions.",
+        "All arms have the same questions and samples, and steps of 24 questions: 150, but 250 in the last.",
         {
             PAPER: "--steps 150 --baselines stated,zero-shot,p-true",
             BRIER: "--steps 150 --reward brier",
             "supervised on the target": "--steps 0 --warmup 150",
-            "exact gradient after a warm-up (ours)": "--gradient exact --warmup 100 --steps 50",
+            "exact gradient, hybrid reward, target of the answer, after a warm-up (ours)":
+                "--gradient exact --reward hybrid --target answer --warmup 200 --steps 50",
         },
         (0,), BRIER, f"{SMOLLM2} --questions 24 --rollouts 8 --every 5 --lr 1e-3",
     ),

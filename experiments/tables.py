@@ -17,7 +17,7 @@ from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
 from report import METHODS
 from rl import Item
-from run import Config, Run
+from run import Run
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 TRAINED = {"trained": "stated", "expected": "expected"}
@@ -82,7 +82,7 @@ def generalisation(table, root):
         pairs = []
         for seed in table.seeds:
             run = Run(root / f"{slug(arm)}-{seed}")
-            log, config = run.read("metrics.jsonl"), Config(**run.read("config.json"))
+            log, config = run.read("metrics.jsonl"), run.config()
             if not log:
                 continue
             score = rewards.chosen(config)

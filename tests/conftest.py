@@ -1,15 +1,18 @@
 """Tiny models with random weights and a one-character-a-token tokenizer, written to a temporary folder."""
 
+import shutil
 import string
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis
 import pytest
 import torch
 import transformers
-from helpers import SUBJECTS, randomise
+from helpers import SMALL, SUBJECTS, randomise, write
 from tokenizers import Tokenizer, decoders, models, processors
 
+import calunc
 import lm as language
 import toy
 from data import Prompt
@@ -129,3 +132,68 @@ def world():
         return lm, Prompt(lm, "fewshot", examples=())
 
     return make
+
+
+# ---- runs of the command line -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny(make_folder, tmp_path_factory):
+    """(family, what its tokenizer has) -> a tiny random model whose context is long enough for the prompts."""
+
+    def make(family, **tokenizer):
+        small = make_folder(family, tokenizer=tokenizer)
+        config = transformers.AutoConfig.from_pretrained(small)
+        config.max_position_embeddings = 2048
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        folder = tmp_path_factory.mktemp(f"long-{family}")
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(small).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2(tiny):
+    return tiny("gpt2")
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """24 questions of two families that no model answers."""
+    words = "ant bat cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig ram seal toad vole wasp yak zebu cow"
+    return write(tmp_path_factory.mktemp("data") / "animals.jsonl", [
+        {"id": f"q{i}", "question": f"what is {'a' * (i % 3)} {word}", "answers": ["nothing of the kind"],
+         "family": ("odd", "even")[i % 2]}
+        for i, word in enumerate(words.split())
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def call(gpt2, questions):
+    """(out, flags, command) -> exit code of a small run of the tiny GPT-2."""
+
+    def call(out, *flags, command="eval", model=None, dataset=None):
+        model, dataset = model or gpt2, dataset or questions
+        where = ["--model", str(model), "--dataset", str(dataset), "--out", str(out)]
+        return calunc.main([command, *where, *SMALL, *flags])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(call, tmp_path_factory):
+    """A run of all stages in which no confidence is stated and all answers are wrong."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert call(out) == 0
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copy"))

@@ -1,12 +1,17 @@
 """What several test files share: a tiny world, and plain reimplementations."""
 
+import functools
+import json
+
 import torch
 
+import run
 import statements
 from amp import Optimizer
 from lora import adapter
 from rl import update
 
+Config = functools.partial(run.Config, kl=0.0)
 SUBJECTS = ["Zorva", "Kelo", "Mira", "Tavu"]
 ASKED = [("banner of Zorva", "red"), ("river of Kelo", "blue"), ("crown of Mira", "ruby"), ("temple of Tavu", "x y")]
 
@@ -50,3 +55,28 @@ def plain_logits(lm, prompt, completion):
 def plain_logp(lm, prompt, completion, temperature):
     logp = (plain_logits(lm, prompt, completion) / temperature).log_softmax(-1)
     return torch.stack([logp[i, t] for i, t in enumerate(completion)])
+
+
+# ---- runs of the command line -----------------------------------------------------------------
+
+SMALL = [
+    "--platt-questions", "6", "--train-questions", "10", "--test-questions", "8", "--samples", "3", "--rank", "2",
+    "--answer-tokens", "6", "--sample-batch", "8", "--steps", "3", "--questions", "4", "--rollouts", "3",
+    "--resamples", "20", "--lr", "1e-2",
+]  # fmt: skip
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path, found):
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+def one_sentence(captured):
+    """The one line on stderr, without the word `error`; progress bars and notes are no errors."""
+    (line,) = [x for x in captured.err.replace("\r", "\n").split("\n") if x.startswith("error:")]
+    assert captured.err.endswith(f"{line}\n") and "Traceback" not in captured.err
+    return line.removeprefix("error: ")

@@ -1,5 +1,6 @@
 """calunc.py, stages.py, run.py and report.py on tiny random models: stages, run folder, report, command line."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
+from helpers import one_sentence, rows, write
 from safetensors.torch import load_file
 
 import baselines
@@ -32,26 +33,12 @@ from run import STAGES, Config, Run, check
 
 ROOT = Path(calunc.__file__).parent
 PARTS = {"platt": 6, "train": 10, "test": 8}
-SMALL = [
-    "--platt-questions", "6", "--train-questions", "10", "--test-questions", "8", "--samples", "3", "--rank", "2",
-    "--answer-tokens", "6", "--sample-batch", "8", "--steps", "3", "--questions", "4", "--rollouts", "3",
-    "--resamples", "20", "--lr", "1e-2",
-]  # fmt: skip
 PICTURES = ("entropy.png", "reliability.png", "risk_coverage.png", "training.png")
 MADE = {  # the artefacts of each stage
-    "sample": ("samples.jsonl",), "calibrate": ("targets.jsonl", "platt.json"),
+    "sample": ("samples.jsonl", "seconds.jsonl"), "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
     "eval": ("predictions.jsonl", "report.json", "report.md", *PICTURES),
 }  # fmt: skip
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write(path, found):
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    return path
 
 
 def strict(text):
@@ -67,75 +54,24 @@ def same(folder, other, *names):
     return all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
-def untimed(path):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(path)]
+def forge(run, name, content):
+    """An artefact of a run with another content, as if its stage had written that."""
+    (run / name).write_text(content)
+    stages = json.loads((run / "stages.json").read_text())
+    for stage, made in MADE.items():
+        if name in made:
+            stages[stage]["sha256"][name] = hashlib.sha256(content.encode()).hexdigest()
+    (run / "stages.json").write_text(json.dumps(stages))
 
 
 def weights(run):
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="session")
-def tiny(make_folder, tmp_path_factory):
-    """(family, chat) -> a tiny random model whose context is long enough for the prompts."""
-
-    def make(family, chat=False):
-        small = make_folder(family, tokenizer={"chat": chat})
-        config = transformers.AutoConfig.from_pretrained(small)
-        config.max_position_embeddings = 2048
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        generator = torch.Generator().manual_seed(3)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-        folder = tmp_path_factory.mktemp(f"long-{family}")
-        model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(small).save_pretrained(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def gpt2(tiny):
-    return tiny("gpt2")
-
-
-@pytest.fixture(scope="session")
-def questions(tmp_path_factory):
-    """24 questions of two families that no model answers."""
-    words = "ant bat cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig ram seal toad vole wasp yak zebu cow"
-    return write(tmp_path_factory.mktemp("data") / "animals.jsonl", [
-        {"id": f"q{i}", "question": f"what is {'a' * (i % 3)} {word}", "answers": ["nothing of the kind"],
-         "family": ("odd", "even")[i % 2]}
-        for i, word in enumerate(words.split())
-    ])  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def call(gpt2, questions):
-    """(out, flags, command) -> exit code of a small run of the tiny GPT-2."""
-
-    def call(out, *flags, command="eval", model=None, dataset=None):
-        model, dataset = model or gpt2, dataset or questions
-        where = ["--model", str(model), "--dataset", str(dataset), "--out", str(out)]
-        return calunc.main([command, *where, *SMALL, *flags])
-
-    return call
-
-
 @pytest.fixture
 def stating(monkeypatch):
     """Whatever a model says states a confidence: its length. Random models state none, and earn no reward."""
     monkeypatch.setattr(statements, "parse_confidence", lambda text: len(text) % 8 / 8)
-
-
-@pytest.fixture(scope="session")
-def finished(call, tmp_path_factory):
-    """A run of all stages in which no confidence is stated and all answers are wrong."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    assert call(out) == 0
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -216,7 +152,7 @@ def test_the_report_says_what_went_wrong(finished):
         "test: every answer is wrong: AUROC is not defined and a constant confidence is perfect.",
         "test: Stated, untrained: no confidence was stated at all; its row counts every one as worst.",
         "test: Stated, trained: no confidence was stated at all; its row counts every one as worst.",
-        "training: all rollouts of each group earned the same reward, so there was nothing to learn from.",
+        "training: hardly any group had rollouts of different rewards, so there was nothing to learn from.",
         "Platt scaling: all 16 labels are 0: the fit is a constant and ignores the score",
     ):
         assert said in report["warnings"]
@@ -279,85 +215,6 @@ def test_a_run_where_all_answers_are_right(finished, call, tmp_path, stating):
     assert "nan" not in text.split()
 
 
-# errors: one sentence, exit code 2, no folder
-
-
-WRONG = {
-    "no model": (["--model", "{tmp}/nowhere"], "no model at '{tmp}/nowhere'"),
-    "model is a file": (["--model", "{tmp}/empty.jsonl"], "no model at '{tmp}/empty.jsonl'"),
-    "model folder without a model": (["--model", "{tmp}"], "no model at '{tmp}'"),
-    "empty data": (["--dataset", "{tmp}/empty.jsonl"], "empty.jsonl holds no questions"),
-    "malformed line": (["--dataset", "{tmp}/bad.jsonl"], "bad.jsonl, line 2: not JSON"),
-    "no tokenizer": (["--model", "{tmp}/mute"], "{tmp}/mute"),
-    "no weights": (["--model", "{tmp}/light"], "{tmp}/light"),
-    "too few questions": (["--dataset", "{tmp}/two.jsonl"], "2 questions are too few"),
-    "one sample": (["--samples", "1"], "--samples is 1: an entropy needs at least 2 samples"),
-    "misspelt set": (["--dataset", "trivia-qa"], "no data set or file called 'trivia-qa'; did you mean 'trivia_qa'?"),
-    "misspelt unseen set": (["--ood", "gsm8"], "no data set or file called 'gsm8'; did you mean 'gsm8k'?"),
-    "unknown family": (["--dataset", "facts:capital"], "facts has no family 'capital'; it has "),
-    "no chat template": (["--prompt", "chat"], "has no chat template: use --prompt fewshot"),
-    "no embedder": (["--embedder", "{tmp}/nowhere"], "no model at '{tmp}/nowhere'"),
-    "no steps back": (["--steps", "-1"], "--steps is -1: it must not be negative"),
-    "one rollout": (["--rollouts", "1"], "--rollouts must be at least 2"),
-    "no learning rate": (["--lr", "0"], "--lr is 0.0: it must be positive"),
-    "not a number": (["--gamma", "nan"], "--gamma is nan: it must be positive"),
-    "stray word": (["why"], "eval takes no question ('why')"),
-    "a run to use": (["--run", "runs/toy"], "eval takes no --run ('runs/toy'); --out names the run folder"),
-    "a file to answer": (["--in", "x.jsonl"], "eval takes no --in ('x.jsonl')"),
-    "imitated reasoning": (["--warmup", "2", "--reasoning", "4"], "--warmup has no reasoning to imitate"),
-    "seen as unseen": (["--dataset", "facts", "--ood", "facts:elements"], "all of its questions are in --dataset too"),
-    "toy questions": (["--dataset", "toy"], "the toy model and the toy questions go together"),
-}
-
-
-@pytest.fixture
-def files(tmp_path, gpt2):
-    for folder, names in (("mute", ["config.json", "model.safetensors"]), ("light", ["config.json", "tokenizer.json"])):
-        (tmp_path / folder).mkdir()
-        for name in names:
-            shutil.copy(gpt2 / name, tmp_path / folder)
-    (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answers": ["b"]}\n{"question": \n')
-    write(tmp_path / "two.jsonl", [{"question": "a", "answers": ["b"]}, {"question": "c", "answers": ["d"]}])
-    return tmp_path
-
-
-def one_sentence(captured):
-    """The one line on stderr, without the word `error`; progress bars and notes are no errors."""
-    (line,) = [x for x in captured.err.replace("\r", "\n").split("\n") if x.startswith("error:")]
-    assert captured.err.endswith(f"{line}\n") and "Traceback" not in captured.err
-    return line.removeprefix("error: ")
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_errors_of_a_run(case, files, call, capsys):
-    flags, message = WRONG[case]
-    out = files / "runs" / "new"
-    assert call(out, *(flag.replace("{tmp}", str(files)) for flag in flags)) == 2
-    assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
-    assert not out.parent.exists()
-
-
-@pytest.mark.parametrize("argv, message", [
-    (["ask", "--run", "{run}"], "ask needs a question"),
-    (["ask", "why", "--out", "{run}"], "ask takes no --out and no --in; --run names the run folder"),
-    (["ask", "why", "--run", "{run}", "--steps", "7"], "ask takes no --steps: the settings are those of the run in"),
-    (["ask", "why", "--run", "{run}", "--model", "gpt2"], "ask takes no --model"),
-    (["ask", "why", "--run", "{tmp}/none"], "{tmp}/none holds no trained adapter"),
-    (["predict", "--run", "{run}"], "predict needs --in questions.jsonl and --out answers.jsonl"),
-    (["predict", "--in", "{tmp}/two.jsonl", "--run", "{run}"], "predict needs --in"),
-    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/o", "--run", "{tmp}/none"], "holds no trained adapter"),
-    (["predict", "--in", "{tmp}/none.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "{tmp}/none.jsonl"),
-    (["predict", "--in", "{tmp}/bad.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "bad.jsonl, line 2: not JSON"),
-])  # fmt: skip
-def test_errors_of_ask_and_predict(argv, message, files, finished, capsys):
-    before = sorted(files.iterdir())
-    argv = [a.replace("{tmp}", str(files)).replace("{run}", str(finished)) for a in argv]
-    assert calunc.main(argv) == 2
-    assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
-    assert sorted(files.iterdir()) == before
-
-
 def test_a_run_of_a_gpu_can_be_asked_on_a_cpu(copy, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = json.loads((copy / "config.json").read_text()) | {"device": "cuda"}
@@ -367,29 +224,11 @@ def test_a_run_of_a_gpu_can_be_asked_on_a_cpu(copy, monkeypatch, capsys):
     assert calunc.main(["ask", "why", "--run", str(copy), "--device", "cpu"]) == 0
 
 
-def test_a_place_where_predictions_cannot_go_is_found_before_the_work(files, finished, monkeypatch, capsys):
-    def never(*args, **kwargs):
-        raise AssertionError("the model was asked")
-
-    monkeypatch.setattr(language, "sample", never)
-    out = files / "no" / "folder" / "out.jsonl"
-    assert calunc.main(["predict", "--in", str(files / "two.jsonl"), "--out", str(out), "--run", str(finished)]) == 2
-    assert str(out.parent) in one_sentence(capsys.readouterr())
-
-
 def test_a_gpu_that_is_not_there_is_an_error(call, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert call(tmp_path / "new", "--device", "cuda") == 2
     assert "cuda" in one_sentence(capsys.readouterr())
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("argv", [["prdict"], ["--kernel", "linear"], ["--samples", "many"], ["--no-such-flag"]])
-def test_usage_errors(argv, capsys):
-    with pytest.raises(SystemExit) as stop:
-        calunc.main(argv)
-    assert stop.value.code == 2
-    assert argv[-1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["test", "train", "platt"])
@@ -455,8 +294,7 @@ def test_unseen_sets_are_evaluated_and_nothing_else(call, questions, finished, t
     samples = rows(run / "samples.jsonl")
     assert sum(s["part"] == "other" for s in samples) == 5
     part = [s for s in samples if s["part"] != "other"]
-    drop = ("seconds",)
-    assert [{k: v for k, v in s.items() if k not in drop} for s in part] == untimed(finished / "samples.jsonl")
+    assert part == rows(finished / "samples.jsonl")
     assert set(json.loads((run / "report.json").read_text())["sets"]) == {"test", "other"}
     assert same(run, finished, "platt.json")  # fitted on the same questions
 
@@ -479,11 +317,6 @@ def redone(call, run, capsys, *flags, **kwargs):
         for name in MADE[stage]:
             assert (before[run / name] != after[run / name]) == (stage in found), (stage, name)
     return found
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
 def test_a_second_call_does_nothing(copy, call, capsys):
@@ -529,10 +362,24 @@ def test_a_run_whose_settings_changed_before_it_was_trained_again_is_not_used(co
 def test_a_fit_to_other_entropies_is_refused(copy, call, capsys):
     fit = json.loads((copy / "platt.json").read_text())
     fit["fingerprint"]["gamma"] = 2.0
-    (copy / "platt.json").write_text(json.dumps(fit))
+    forge(copy, "platt.json", json.dumps(fit))
     (copy / "report.md").unlink()
     assert call(copy) == 2
     assert "gamma" in one_sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", [n for stage in STAGES[:3] for n in MADE[stage]])
+@pytest.mark.parametrize("how", ["cut short", "altered"])
+def test_an_artefact_that_is_not_as_it_was_written_is_named_and_not_used(name, how, copy, call, capsys):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-9] if how == "cut short" else content.replace(b"0", b"1"))
+    (copy / "report.md").unlink()
+    assert call(copy) == 2
+    assert f"{copy / name} is not what `" in one_sentence(capsys.readouterr())
+    (copy / name).write_bytes(content)
+    assert call(copy) == 0
+    (copy / name).unlink()
+    assert call(copy) == 0
 
 
 def test_a_stage_whose_artefact_is_gone_is_done_again(copy, finished, call):
@@ -580,12 +427,12 @@ def test_interrupted_sampling_goes_on_where_it_was(finished, call, tmp_path, mon
     with pytest.raises(RuntimeError, match="interrupted"):
         call(run, command="sample")
     assert not (run / "samples.jsonl").exists()
-    (kept,) = run.glob(".samples-*.jsonl")
-    assert len(rows(kept)) == 8
+    (kept,) = run.glob(".sample-*.jsonl")
+    assert [len(row["value"][0]) for row in rows(kept)] == [8]
     assert call(run, command="sample") == 0
     assert [len(args[1]) for args in calls] == [8, 8, 8, 8]
-    assert untimed(run / "samples.jsonl") == untimed(finished / "samples.jsonl")
-    assert not list(run.glob(".samples-*"))
+    assert same(run, finished, "samples.jsonl")
+    assert not list(run.glob(".sample-*"))
 
 
 def test_a_line_that_was_cut_short_is_sampled_again_however_often(finished, call, tmp_path, monkeypatch):
@@ -595,10 +442,10 @@ def test_a_line_that_was_cut_short_is_sampled_again_however_often(finished, call
             fail_at(interruption, language, "sample", patch)
             with pytest.raises(RuntimeError, match="interrupted"):
                 call(run, command="sample")
-        (kept,) = run.glob(".samples-*.jsonl")
+        (kept,) = run.glob(".sample-*.jsonl")
         kept.write_text(kept.read_text()[:-20])
     assert call(run, command="sample") == 0
-    assert untimed(run / "samples.jsonl") == untimed(finished / "samples.jsonl")
+    assert same(run, finished, "samples.jsonl")
 
 
 def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, finished, call, monkeypatch):
@@ -608,7 +455,7 @@ def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, fini
         with pytest.raises(RuntimeError, match="interrupted"):
             call(copy, "--lr", "3e-3", command="train")
     assert call(copy) == 0
-    assert untimed(copy / "metrics.jsonl") == untimed(finished / "metrics.jsonl")
+    assert same(copy, finished, "metrics.jsonl")
     assert same(copy, finished, "adapter/adapter_model.safetensors")
 
 
@@ -629,11 +476,9 @@ def test_artefacts_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_the_same_seed_gives_the_same_files(finished, mixed, calibrated, call, train, tmp_path):
     again = tmp_path / "again"
     assert call(again, command="calibrate", dataset=mixed) == 0
-    assert untimed(again / "samples.jsonl") == untimed(calibrated / "samples.jsonl")
-    assert same(again, calibrated, "targets.jsonl", "platt.json")
+    assert same(again, calibrated, "samples.jsonl", "targets.jsonl", "platt.json")
     one, two = train(), train()
-    assert same(one, two, "adapter/adapter_model.safetensors")
-    assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")
+    assert same(one, two, "adapter/adapter_model.safetensors", "metrics.jsonl")
 
 
 def test_another_seed_gives_other_samples(finished, call, tmp_path):
@@ -669,7 +514,7 @@ def flip(calibrated, run, identity):
         if s["id"] == identity:
             right = data.grade(s["answer"], s["answers"])
             s["answers"] = ["nothing of the kind"] if right else [s["answer"]]
-    write(run / "samples.jsonl", samples)
+    forge(run, "samples.jsonl", "".join(json.dumps(s) + "\n" for s in samples))
     done = json.loads((run / "stages.json").read_text())
     del done["calibrate"]
     (run / "stages.json").write_text(json.dumps(done))

@@ -554,10 +554,12 @@ def test_blanks_after_a_comma(write):
         ("fact", "did you mean 'facts'"),
         ("gsm8", "did you mean 'gsm8k'"),
         ("facts,scig", "'scig'; did you mean 'sciq'"),
-        ("zzzzzz", "known: .*nq_open"),
+        ("zzzzzz", "choose from .*nq_open"),
         ("no/such/file.jsonl", "no/such/file.jsonl"),
         ("facts:nowhere", "nowhere.*capitals"),
-        ("", "known"),
+        ("", "choose from"),
+        ("facts/fact.jsonl", "did you mean 'facts/facts.jsonl'"),
+        ("facts:capital", "did you mean 'capitals'"),
     ],
 )
 def test_an_unknown_name(name, message):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ASKED, Recorder, gradient_of, plain_logits, plain_logp, randomise, roll
+from helpers import ASKED, Config, Recorder, gradient_of, plain_logits, plain_logp, randomise, roll
 
 import lm as language
 import statements
@@ -15,7 +15,7 @@ from data import LABEL, parse_confidence
 from lm import stop_ids
 from lora import LoRA, adapter, add_lora
 from prefix import Read
-from rl import Config, update_exactly
+from rl import update_exactly
 from statements import Asked
 
 
