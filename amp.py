@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+import parallel
+
 
 def amp_dtype(amp, device):
     """"auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
@@ -49,6 +51,7 @@ class Optimizer:
 
     def step(self):
         """Clip, update, and return the gradient norm before clipping. A gradient that is not finite skips the step."""
+        parallel.add_gradients(self.params)
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
         finite = bool(norm.isfinite())

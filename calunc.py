@@ -10,6 +10,7 @@ and is skipped when its own are there and were made with the same settings.
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from run import STAGES, TOY, Config, Run, check, nearest, nearest_file, option, usual
+from run import STAGES, TOY, Config, Run, check, first, nearest, nearest_file, option, usual
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,8 +80,10 @@ def pipeline(args, config):
         print(f"{', '.join(todo)}: done again, with another {', '.join(changed) or 'file'}")
     if todo:
         import compare  # only here, because torch takes seconds to import and --help should not
+        import parallel
         import stages
 
+        parallel.wait()  # until all have seen what is done
         start = time.perf_counter()
         # whatever cannot be loaded is found before anything is written
         questions = stages.load_questions(config) if "sample" in todo else None
@@ -107,7 +110,9 @@ def pipeline(args, config):
         run.start(stage)
         start = time.perf_counter()
         work[stage]()
-        run.finish(stage, config, loading, time.perf_counter() - start, model.work.take())
+        cost = {name: parallel.total(count) for name, count in model.work.take().items()}
+        run.finish(stage, config, loading, time.perf_counter() - start, cost)
+        parallel.wait()
         loading = 0.0
     if args.command == "eval":
         print("\n" + run.path("report.md").read_text(encoding="utf-8"))
@@ -158,6 +163,17 @@ def predict(args, config):
     print(f"{len(rows)} answers in {out}")
 
 
+def processes():
+    """Those that torchrun started, if it did."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return contextlib.nullcontext()
+    if not first():
+        os.environ["TQDM_DISABLE"] = "1"  # which is read on import
+    import parallel
+
+    return parallel.joined()
+
+
 def main(argv=None):
     args, config = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -167,7 +183,8 @@ def main(argv=None):
         elif args.command == "predict":
             predict(args, config)
         else:
-            pipeline(args, config)
+            with processes():
+                pipeline(args, config)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,6 @@ fitted on all labelled questions, or on Platt's own part where each question has
 """
 
 import numpy as np
-from tqdm import tqdm
 
 import baselines
 import figures
@@ -17,7 +16,8 @@ import report
 import statements
 import toy
 from lm import seed_of
-from run import Journal
+from parallel import Journal
+from run import first
 from stages import batches, fingerprint
 
 
@@ -61,25 +61,28 @@ def evaluate(config, run, model, prompt):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     run.write("report.json", result)
     run.write("report.md", report.markdown(result))
-    _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
+    if first():
+        _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
 
 
 def _state(config, model, prompt, pairs, ways, finished):
     """statements.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question)}"""
     found = {way: [[None] * len(pairs), 0, 0.0] for way in ways}
     asked = [(s["question"], s["answer"]) for s, _ in pairs]
-    bar = tqdm(total=len(pairs), desc=f"confidence: {', '.join(ways)}", unit="question")
-    for batch in batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch):
-        piece = seed_of(*ways, *(f"{s['part']} {s['id']}" for s, _ in map(pairs.__getitem__, batch)))
-        these = [asked[i] for i in batch]
-        got = finished.of(piece, statements.state, model, prompt, these, ways, config.reasoning)
+    cut = batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch)
+    names = [f"{s['part']} {s['id']}" for s, _ in pairs]
+    pieces = {seed_of(*ways, *(names[i] for i in batch)): batch for batch in cut}
+
+    def ask(batch):
+        return statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning)
+
+    made = finished.all(pieces, ask, desc=f"confidence: {', '.join(ways)}", unit="batch")
+    for batch, got in zip(cut, made, strict=True):
         for way, (confidence, tokens, seconds) in got.items():
             for i, c in zip(batch, confidence, strict=True):
                 found[way][0][i] = c
             found[way][1] += tokens / len(pairs)
             found[way][2] += seconds / len(pairs)
-        bar.update(len(batch))
-    bar.close()
     return {way: tuple(values) for way, values in found.items()}
 
 

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 import statements
 from amp import Optimizer
 from lm import completion_logprobs, seed_of
 from lora import adapter
 from prefix import chunks, tree_of
 from rewards import calibration_reward  # noqa: F401, part of what this module offers
-from run import write_whole
+from run import first, write_whole
 
 KINDS = ("loo", "center", "zscore")
 PATIENCE = 5  # steps in a row without a finite gradient
@@ -116,16 +117,18 @@ def warm_up(lm, prompt, items, config, optimizer):
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
     step = max(5, config.every)
-    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in items])
-    completions = [[asked.turn + lm.proceed(f" {step * round(100 * x.target / step)}%")] for x in items]
+    texts = [lm.proceed(f" {step * round(100 * x.target / step)}%") for x in items]
+    mine = parallel.share(list(zip(items, texts, strict=True)))
+    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine])
+    completions = [[asked.turn + text] for _, text in mine]
     with optimizer.autocast():
         logp, mask = completion_logprobs(
             lm, asked.read, completions, recompute=config.recompute == "on", given=len(asked.turn)
         )
-    loss = -(logp * mask).sum() / mask.sum()
+    loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
     optimizer.step()
-    return loss.item()
+    return parallel.total(loss.item())
 
 
 def correlation(pairs):
@@ -143,7 +146,7 @@ def _parts(lm, sizes, micro_batch):
 
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    size = advantages.size
+    size, tokens = parallel.total(advantages.size), parallel.total(batch.tokens)
     parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
     reads = [batch.asked.read.some(part) for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
@@ -174,10 +177,10 @@ def update(lm, batch, advantages, config, optimizer):
                 totals["kl"] += divergence.item()
             optimizer.backward(loss)
             totals["loss"] += loss.item()
-            share = int(actions.sum()) / batch.tokens  # the stats are means over tokens
+            share = int(actions.sum()) / tokens  # the stats are means over tokens
             for name, value in of_part.items():
                 totals[name] += value * share
-        stats = {"grad_norm": optimizer.step(), **totals}
+        stats = {"grad_norm": optimizer.step(), **{name: parallel.total(value) for name, value in totals.items()}}
     return stats
 
 
@@ -188,9 +191,9 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
     left out of `said`, and whatever is none, earn 0. The divergence is that of the distributions over `said` and all
     else, not of the tokens one by one.
     """
-    size, found, totals = len(rewards), [], {"loss": 0.0, "kl": 0.0}
+    size, found, totals = parallel.total(len(rewards)), [], {"loss": 0.0, "kl": 0.0}
     tokens = len(tree_of([asked.turn + ids for ids in said.values()]))
-    for part in _parts(lm, [tokens] * size, config.micro_batch):  # equal sizes: in their order
+    for part in _parts(lm, [tokens] * len(rewards), config.micro_batch):  # equal sizes: in their order
         some = asked.some(part)
         with optimizer.autocast():
             recompute = config.recompute == "on"
@@ -205,21 +208,25 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
         optimizer.backward(loss)
         totals["loss"] += loss.item()
         found.append(logp.detach())
+    totals = {name: parallel.total(value) for name, value in totals.items()}
     return {"grad_norm": optimizer.step(), **totals}, torch.cat(found)
 
 
 def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
     """Rollouts, rewards, advantages, update. -> what is logged"""
-    seeds = [seed_of(config.seed, "rollout", step, i) for i in range(len(chosen))]
+    mine = parallel.share(list(enumerate(chosen)))
+    seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
     with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen], config.reasoning > 0)
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config.reasoning > 0)
         batch = statements.rollout(
             lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds, config.reasoning
         )
-    groups = zip(batch.confidence, chosen, strict=True)
-    rewards = np.array([[reward(c, x) for c in group] for group, x in groups])
+    groups = zip(batch.confidence, mine, strict=True)
+    rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
     stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
-    stated = [[c for c in group if c is not None] for group in batch.confidence]
+    tokens = parallel.total(batch.tokens)
+    rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(batch.confidence)
+    stated = [[c for c in group if c is not None] for group in confidence]
     numbers = sum(stated, [])
     return {
         "reward": float(rewards.mean()),
@@ -229,22 +236,25 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
         "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
         "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
         **stats,
-        "tokens": batch.tokens,
+        "tokens": tokens,
     }
 
 
 def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
     """All that can be said, its rewards, update. -> what is logged; `distinct` counts what is said once in 100 times"""
+    mine = parallel.share(chosen)
     with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in chosen])
-    rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in chosen], device=lm.device)  # (Q, C)
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine])
+    rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in mine], device=lm.device)  # (Q, C)
     stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
-    mean, number = statements.expected_confidence(logp.exp(), said)
+    chance = torch.tensor(parallel.gather(logp.exp().tolist()))  # (Q, C), of all processes, as what follows
+    rewards = torch.tensor(parallel.gather(rewards.tolist()))
+    mean, number = statements.expected_confidence(chance, said)
     return {
-        "reward": (logp.exp() * rewards).sum(-1).mean().item(),
+        "reward": (chance * rewards).sum(-1).mean().item(),
         "malformed": 1 - number.mean().item(),
         "mean_confidence": mean.mean().item(),
-        "distinct": int((logp.exp().mean(0) >= 0.01).sum()),
+        "distinct": int((chance.mean(0) >= 0.01).sum()),
         "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
         "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
         **stats,
@@ -263,6 +273,8 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
     optimizer = Optimizer(lm, config, config.warmup + config.steps * config.updates)
     size, exact = min(config.questions, len(items)), config.gradient == "exact"
     said = statements.percentages(lm, config.every) if exact else None
+    if size < parallel.size():
+        raise ValueError(f"{size} questions a step are too few for {parallel.size()} processes")
     if exact and not said:
         raise ValueError("the exact gradient needs a tokenizer that can write percentages")
     done, total = optimizer.load(saved) if saved and saved.exists() else 0, config.warmup + config.steps
@@ -283,7 +295,7 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
             on_step({"step": step, **record, "skipped": optimizer.skipped})
         if optimizer.skipped == PATIENCE:
             break
-        if saved and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
+        if saved and first() and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
             start = time.perf_counter()
             write_whole(saved, optimizer.save(number + 1))
             last = time.perf_counter()

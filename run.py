@@ -90,6 +90,8 @@ class Config:
                         choices=("stated", "expected"))  # fmt: skip
     resamples: int = flag(1000, "of the bootstrap", "eval")
     device: str = flag("auto", "auto: cuda if there is one", None, choices=("auto", "cpu", "cuda"))
+    shard: str = flag("off", "with torchrun, for a model that does not fit one device: each process holds a share of "
+                      "the frozen weights, and all do the same work", None, choices=("off", "on"))  # fmt: skip
 
 
 # What the toy world needs instead: it is small enough for large batches, and its hidden states point much the same
@@ -165,6 +167,8 @@ class Run:
 
     def write(self, name, value):
         """Text as it is, a list as JSONL, anything else as JSON; a number that is not defined becomes null."""
+        if not first():
+            return
         if isinstance(value, list):
             value = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in value)
         elif not isinstance(value, str):
@@ -172,10 +176,8 @@ class Run:
         write_whole(self.path(name), value.encode())
 
     def append(self, name, row):
-        """One more line of a JSONL file; a crash leaves the lines before it whole."""
-        line = json.dumps(_strict(row), allow_nan=False).encode() + b"\n"
-        with _opened(self.path(name), "ab") as file:
-            file.write(line)
+        if first():
+            append_line(self.path(name), row)
 
     def read(self, name):
         """The content of a JSON or JSONL file. Raises ValueError that names it."""
@@ -206,6 +208,8 @@ class Run:
 
     def finish(self, stage, config, loading, seconds, work):
         """Note that the stage is finished, and what it cost. loading: seconds that the call spent before it."""
+        if not first():
+            return
         entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
         entry["sha256"] = {name: _digest(self.path(name)) for name in FILES[stage]}
         self.write("stages.json", self.stages() | {stage: entry})
@@ -253,21 +257,16 @@ def key(stage, config):
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Journal:
-    """The finished pieces of a stage, {name: value}; what an interrupted call has made is not made again."""
+def first():
+    """Is this the process that writes? Without torchrun, the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
-    def __init__(self, run, stage, config):
-        self.run, self.name = run, run.unfinished(stage, config, "jsonl").name
-        self.pieces = {row["piece"]: row["value"] for row in read_lines(run.path(self.name))}
-        if self.pieces:  # without a last line that was cut short
-            run.write(self.name, [{"piece": p, "value": v} for p, v in self.pieces.items()])
 
-    def of(self, piece, make, *args):
-        """The value of a piece, which is make(*args) unless it is there; JSON has lists for tuples."""
-        if piece not in self.pieces:
-            self.pieces[piece] = make(*args)
-            self.run.append(self.name, {"piece": piece, "value": self.pieces[piece]})
-        return self.pieces[piece]
+def append_line(path, row):
+    """One more line of a JSONL file; a crash leaves the lines before it whole."""
+    line = json.dumps(_strict(row), allow_nan=False).encode() + b"\n"
+    with _opened(path, "ab") as file:
+        file.write(line)
 
 
 def write_whole(path, content):

@@ -22,14 +22,16 @@ import data
 import entropy
 import lm
 import lora
+import parallel
 import platt
 import report
 import rewards
 import rl
 import statements
 import toy
+from parallel import Journal
 from prefix import Read, check_context
-from run import Journal, check, read_lines
+from run import check, first, read_lines
 
 # ---- what the stages share --------------------------------------------------------------------------------------
 
@@ -43,12 +45,15 @@ def load_model(config, run):
     name = config.model
     if name == "toy":
         name = run.path(f"model-{config.seed}")
-        if not name.exists():
+        if first() and not name.exists():
             name.parent.mkdir(parents=True, exist_ok=True)
             toy.build(name, config.seed)
+        parallel.wait()
     # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
     dtype = (amp.amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
     loaded = lm.load(name, device, dtype)
+    if config.shard == "on":
+        parallel.shard(loaded.model)
     style = config.prompt
     if style == "auto":
         style = "chat" if loaded.tokenizer.chat_template else "fewshot"
@@ -109,7 +114,6 @@ def sample(config, run, model, prompt, questions):
     stop = lm.stop_ids(model, "\n")
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
-    finished, rows, seconds = Journal(run, "sample", config), {}, {}
 
     def draw(batch):
         """-> [what is known of each question of the batch], seconds a question"""
@@ -127,14 +131,13 @@ def sample(config, run, model, prompt, questions):
             })  # fmt: skip
         return found, spent
 
-    bar = tqdm(total=len(questions), desc="sampling answers", unit="question")
-    for batch in batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch):
-        # a batch is kept as a whole or made again: in another one, rounding would differ
-        drawn, spent = finished.of(lm.seed_of(*(f"{part} {q.id}" for part, q in batch)), draw, batch)
+    # a batch is kept as a whole or made again: in another one, rounding would differ
+    cut = batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch)
+    pieces = {lm.seed_of(*(f"{part} {q.id}" for part, q in batch)): batch for batch in cut}
+    rows, seconds = {}, {}
+    for drawn, spent in Journal(run, "sample", config).all(pieces, draw, desc="sampling answers", unit="batch"):
         for row in drawn:
             rows[row["part"], row["id"]], seconds[row["part"], row["id"]] = row, spent
-        bar.update(len(batch))
-    bar.close()
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
     run.write("seconds.jsonl", [{"part": part, "id": q.id, "seconds": seconds[part, q.id]} for part, q in questions])
 
@@ -154,6 +157,8 @@ def fingerprint(config, prompt):
 
 def calibrate(config, run, model, prompt):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
+    if not first() and not parallel.replicas:
+        return
     rows = run.read("samples.jsonl")
     embedder = lm.load_embedder(config.embedder, model)
     texts = [text for row in rows for text in (row["answer"], *row["samples"])]
@@ -218,7 +223,8 @@ def train(config, run, model, prompt):
     rl.train(model, prompt, items, rewards.chosen(config), config, on_step, saved)
     warn(log)
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
-    lora.save_adapter(model, run.path("adapter"), turn)
+    if first():
+        lora.save_adapter(model, run.path("adapter"), turn)
 
 
 # ---- using the result -------------------------------------------------------------------------------------------

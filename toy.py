@@ -55,9 +55,10 @@ class World:
         ]
 
 
-def world(seed=0):
+def world(seed=0, trained=700, unseen=300):
+    """trained, unseen: questions of each family that is trained on and of each other one."""
     rng = np.random.default_rng(seed)
-    family = [f for f in FAMILIES for _ in range(700 if f in TRAINED else 300)]
+    family = [f for f in FAMILIES for _ in range(trained if f in TRAINED else unseen)]
     onsets, vowels = "b br d dr f g gr h k kr l m n p r s st t tr v z".split(), "a e i o u".split()
     names = sorted({(a + v + b + w).capitalize() for a in onsets for v in vowels for b in onsets for w in vowels})
     subject = [str(name) for name in rng.choice(names, len(family), replace=False)]

@@ -1,0 +1,146 @@
+"""More than one process: the questions are shared out, gradients are summed, and the first process alone writes.
+
+    torchrun --nproc-per-node 4 calunc.py --model M --dataset D --out runs/x
+
+Every process has the whole model and reads the same run folder. A result depends on its question alone, so it is the
+same whoever computes it; the update of a step, from the sum of all gradients, is the same everywhere. Started without
+torchrun, there is one process, and each function here does next to nothing.
+
+Left out: pipeline and tensor parallelism. For a model that does not fit one device, `shard` spreads its frozen weights
+over all of them, and every process computes everything: it saves memory and no time.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from run import append_line, first, read_lines, write_whole
+
+replicas = False  # all processes compute the same
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device():
+    """What this process computes on, and talks to the others from."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def joined():
+    """Be one of the processes that torchrun started. Raises ConnectionError when another one is gone."""
+
+    def stop(*_):
+        raise ConnectionError("another process of this run ended; the same command goes on from what is finished")
+
+    signal.signal(signal.SIGTERM, stop)  # what torchrun sends when one is dead
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # a process may wait for hours while the first one works; one that is dead is noticed by its closed connection
+    dist.init_process_group(timeout=datetime.timedelta(days=7))
+    try:
+        with contextlib.redirect_stdout(sys.stdout if first() else None):
+            yield
+    except RuntimeError as error:
+        if "onnect" not in str(error) and "NCCL" not in str(error):
+            raise
+        stop()
+    finally:
+        dist.destroy_process_group()
+
+
+def share(items):
+    """The part of a list that is this process's own: every `size`-th item."""
+    return items[rank() :: size()] if not replicas else items
+
+
+def wait():
+    """Until all are here, and see what the first one has written."""
+    if size() > 1:
+        dist.barrier()
+
+
+def gather(mine):
+    """JSON values for this process's `share` of a list -> those of all processes, in the order of that list."""
+    if size() == 1 or replicas:
+        return mine
+    sent = torch.tensor(list(json.dumps(mine).encode()), dtype=torch.uint8, device=device())
+    lengths = [torch.zeros(1, dtype=torch.long, device=device()) for _ in range(size())]
+    dist.all_gather(lengths, torch.tensor([len(sent)], device=device()))
+    got = [torch.zeros(max(map(int, lengths)), dtype=torch.uint8, device=device()) for _ in lengths]
+    dist.all_gather(got, torch.nn.functional.pad(sent, (0, len(got[0]) - len(sent))))
+    parts = [json.loads(bytes(x[:n].tolist())) for x, n in zip(got, map(int, lengths), strict=True)]
+    return [parts[i % size()][i // size()] for i in range(sum(map(len, parts)))]
+
+
+def total(number):
+    """The sum of a number over all processes."""
+    return sum(gather([number]))
+
+
+def add_gradients(parameters):
+    """Each gradient becomes the sum over all processes."""
+    if size() == 1 or replicas:
+        return
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(part.view_as(p))
+
+
+def shard(model):
+    """Spread the frozen weights of each transformer block over all processes. The adapter, added later, stays whole.
+
+    Raises ValueError where there is but one process.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    global replicas
+    if size() == 1:
+        raise ValueError("--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...")
+    replicas = True
+    for block in list(model.modules()):
+        if type(block).__name__ in (model._no_split_modules or ()):
+            fully_shard(block)
+
+
+class Journal:
+    """The pieces of a stage, shared out among the processes; those that an interrupted call has made are kept."""
+
+    def __init__(self, run, stage, config):
+        self.files = run.unfinished(stage, config, "{}.jsonl")
+        self.own = self.files.with_name(self.files.name.format(rank()))
+        if self.own.exists():  # without a last line that was cut short
+            write_whole(self.own, "".join(json.dumps(row) + "\n" for row in read_lines(self.own)).encode())
+
+    def all(self, pieces, make, **bar):
+        """{name: argument} -> [make(argument) of each piece], as JSON has it, with lists for tuples. bar: as of tqdm"""
+        done = self._read()
+        wait()  # all have read the same before anything is added
+        with tqdm(total=len(pieces), initial=sum(name in done for name in pieces), **bar) as bar:
+            for name in share([name for name in pieces if name not in done]):
+                append_line(self.own, {"piece": name, "value": make(pieces[name])})
+                bar.update(1 if replicas else size())
+        wait()
+        done = self._read()
+        return [done[name] for name in pieces]
+
+    def _read(self):
+        files = sorted(self.files.parent.glob(self.files.name.format("*")))
+        return {row["piece"]: row["value"] for file in files for row in read_lines(file)}
