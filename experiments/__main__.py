@@ -52,7 +52,8 @@ def scores(root, threads):
 
     found, target = {}, ROOT / "results" / "scores"
     for name, of in SCORES.items():
-        folders = [root / f"{name}-{seed}" for seed in of["seeds"]]
+        shared = root.parent / name / "samples-{}" if name in TABLES else root / f"{name}-{{}}"
+        folders = [Path(str(shared).format(seed)) for seed in of["seeds"]]
         for seed, folder in zip(of["seeds"], folders, strict=True):
             calunc(folder, "sample", f"{of['flags']} --seed {seed}", threads)
         found[name] = of | measure(folders, of["embedders"])

@@ -82,11 +82,10 @@ TABLES = {
     ),
 }  # fmt: skip
 
-SCORES = {
+SCORES = {  # whose samples: of a run of their own, or of a table
     "toy": dict(title="The toy world", flags="--samples 20", seeds=SEEDS, embedders=["self"]),
-    "smollm2": dict(
-        title="SmolLM2-135M, geography and TriviaQA", seeds=(0,), embedders=["models/all-minilm-l6-v2", "self"],
-        flags=f"{MODEL} --samples 20 --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --platt-questions 400 "
-        "--train-questions 1 --test-questions 400",
+    "smollm2-arms": dict(
+        title="SmolLM2-135M, geography and TriviaQA", flags=TABLES["smollm2-arms"].flags, seeds=(0,),
+        embedders=["models/all-minilm-l6-v2", "self"],
     ),
 }  # fmt: skip

@@ -4,7 +4,8 @@
     jackknife    n H_n - (n - 1) mean_i H_(n-1) without sample i      Quenouille 1956; takes the bias of order 1/n away
     limit        the entropy of the true distribution of answers, in the toy world
 
-Twenty samples a question; fewer are the first ones of them. Fitted on labelled questions, shown on the test part.
+Fewer samples than there are are the first ones of them. Fitted on up to a thousand labelled questions, shown on the
+test part.
 """
 
 import numpy as np
@@ -20,9 +21,10 @@ import lm
 import platt
 from entropy import grams, von_neumann
 from eval import metrics
-from run import Config, Run
+from run import Run
 from stages import load_model
 
+LABELLED = 1000  # at most
 COUNTS = (3, 5, 10, 20)
 KERNELS = [("rbf", 0.25), ("rbf", 1.0), ("rbf", 4.0), ("rbf", 16.0), ("cosine", 1.0)]
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within"}
@@ -67,15 +69,17 @@ class Samples:
 
     def __init__(self, folder, embedder=None):
         run = Run(folder)
-        config = Config(**run.read("config.json"))
+        config = run.config()
         model, _ = load_model(config, run)
-        self.rows, self.config = run.read("samples.jsonl"), config
+        rows = run.read("samples.jsonl")
+        labelled = [r for r in rows if r["part"] in ("platt", "train")][:LABELLED]
+        self.rows, self.config = labelled + [r for r in rows if r["part"] == "test"], config
         texts = [text for row in self.rows for text in row["samples"]]
         embedder = lm.load_embedder(embedder or config.embedder, model)
         self.embeddings = lm.embed(embedder, texts).reshape(len(self.rows), config.samples, -1)  # (N, n, d)
         self.correct = np.array([data.grade(r["answer"], r["answers"], config.grader) for r in self.rows])
-        part = np.array([r["part"] for r in self.rows])
-        self.labelled, self.test = np.isin(part, ("platt", "train")), part == "test"
+        self.test = np.array([r["part"] == "test" for r in self.rows])
+        self.labelled = ~self.test
         self.family = np.array([r["family"] for r in self.rows])[self.test]
         self.embed = lambda texts: lm.embed(embedder, texts)
 
@@ -92,9 +96,9 @@ class Samples:
 def counts(samples):
     """-> {n: the mean entropy in nats, plug-in and jackknife, and the metrics of both}"""
     kernel, gamma = samples.config.kernel, samples.config.gamma
-    gram = grams(samples.embeddings, kernel, gamma)  # (N, 20, 20)
+    gram = grams(samples.embeddings, kernel, gamma)  # (N, n, n)
     found = {}
-    for n in COUNTS:
+    for n in (n for n in COUNTS if n <= gram.shape[1]):
         k = gram[:, :n, :n]
         plug_in = von_neumann(k)
         left = [von_neumann(np.delete(np.delete(k, i, 1), i, 2)) for i in range(n)]
@@ -170,8 +174,8 @@ def measure(folders, embedders):
 def markdown(found):
     text = (
         "`python -m experiments scores`: stages 1 and 2 without any training. Fewer samples are the first ones of "
-        "twenty. Jackknife: n H_n - (n - 1) times the mean entropy without one of the samples, which takes away the "
-        "bias of order 1/n. Fitted on labelled questions, shown on the test part; means over the seeds."
+        "many. Jackknife: n H_n - (n - 1) times the mean entropy without one of the samples, which takes away the "
+        "bias of order 1/n. Fitted on up to a thousand labelled questions, shown on the test part; means over seeds."
     )
     lines = ["# Samples, kernels, embedders and calibrators", "", text, ""]
     kinds, columns = ("plug-in", "jackknife"), ("ece", "auroc", "auroc_within")
