@@ -81,7 +81,7 @@ def find(name_or_path):
     why = ""
     try:
         if path.is_dir() or not local:
-            AutoConfig.from_pretrained(name_or_path)
+            AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
             return
     except (OSError, ValueError, KeyError) as error:
         why = " (" + str(error).strip().split("\n")[0] + ")"
@@ -93,18 +93,20 @@ def find(name_or_path):
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
     """A hub id or a folder -> LM in evaluation mode with frozen weights. Raises ValueError if there is none.
 
+    Weights come from safetensors files alone, and no code from the folder is run.
+
     Evaluation mode switches dropout off for good: GPT-2's default of 0.1 would make the ratio of new to old
     probabilities random.
     """
     find(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (ValueError, ImportError, KeyError) as error:  # a file that is damaged, a package that is missing
         raise ValueError(f"{name_or_path} has no readable tokenizer: {str(error).splitlines()[0][:200]}") from None
     if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
         raise ValueError(f"{name_or_path} has no tokenizer")
     try:
-        model = auto_class.from_pretrained(name_or_path, dtype=dtype)
+        model = auto_class.from_pretrained(name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     except (ValueError, SafetensorError) as error:  # an encoder-decoder, say, or a file that is cut short
         raise ValueError(f"{name_or_path}: {str(error).splitlines()[0][:200]}") from None
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))

@@ -5,8 +5,10 @@ worst one (100% for a wrong answer, 0% for a right one) in every table; where th
 metrics with those questions dropped.
 """
 
+import html
 import os
 import platform
+import re
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -186,12 +188,18 @@ def troubles(log):
     return list(found)
 
 
+def plain(text):
+    """A name from outside, of a file or a family, as text and nothing else: no markup, no end of a line or a cell."""
+    text = "".join(c if c.isprintable() else " " for c in html.escape(text, quote=False))
+    return re.sub(r"([|`\[\]\\])", r"\\\1", text)
+
+
 def markdown(report):
     """report.json's content -> report.md"""
     lines = ["# Report", ""]
     for name, s in report["sets"].items():
-        lines += [f"## {name}", "", f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap.", ""]
-        lines += [table(s["methods"]), "", *_decomposition(s["methods"])]
+        size = f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap."
+        lines += [f"## {plain(name)}", "", size, "", table(s["methods"]), "", *_decomposition(s["methods"])]
         if s["agreement"]:
             lines += ["Distillation error: student v teacher. Teacher error: teacher v the known probability.", "",
                       "| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]  # fmt: skip
@@ -203,7 +211,8 @@ def markdown(report):
                       "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
             for family, f in s["families"].items():
                 aurocs = " | ".join(_number(f[m]["auroc"]) for m in ("untrained", "trained", "target"))
-                lines.append(f"| {family} | {f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f} |")
+                cells = f"{f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f}"
+                lines.append(f"| {plain(family)} | {cells} |")
             lines.append("")
     if "language_model_error" in report:
         lines += ["The toy language model's own probability of a question's first answer is off by "
@@ -221,10 +230,11 @@ def markdown(report):
     p, c = report["platt"], report["config"]
     versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
     lines += ["", "## Settings", "", f"Platt scaling: P(correct) = {p['formula']}.",
-              f"Grader: {c['grader']}. Model: {c['model']}. Questions: {c['dataset']}. Seed: {c['seed']}.",
+              f"Grader: {c['grader']}. Model: {plain(c['model'])}. Questions: {plain(c['dataset'])}.",
+              f"Seed: {c['seed']}.",
               "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""]  # fmt: skip
     if report["warnings"]:
-        lines += ["## Warnings", "", *(f"- {w}" for w in report["warnings"]), ""]
+        lines += ["## Warnings", "", *(f"- {plain(w)}" for w in report["warnings"]), ""]
     return "\n".join(lines)
 
 

@@ -145,23 +145,35 @@ def markdown(name, table, found, earned, machine):
 
 
 def summary(name, table, found):
-    """The table of the README: ECE and AUROC of each arm, as it states its confidence and as it expects it."""
-    parts = list(found)
-    columns = [(part, m, kind) for part in parts for m in ("ece", "auroc") for kind in TRAINED.values()]
-    head = [f"{SHOWN[m]}, {part}" for part in parts for m in ("ece", "auroc")]
-    lines = ["| stated, expected | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
-    for arm in table.arms:
-        values = [found[part]["rows"][f"{arm}, {kind}"]["mean"][m] for part, m, kind in columns]
-        cells = [f"{a:.3f}, {b:.3f}" for a, b in zip(values[::2], values[1::2], strict=True)]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    for title in (METHODS[field] for field in ("target", "probability, scaled", "base rate", "truth")):
-        rows = [found[part]["rows"].get(title) for part in parts]
-        if None not in rows:
-            cells = [f"{row['mean'][m]:.3f}" for row in rows for m in ("ece", "auroc")]
-            lines.append(f"| *{title}* | " + " | ".join(cells) + " |")
+    """The tables of the README: each arm on the test questions, as it states its confidence and as it expects it; and
+    its expected confidence on what was never trained on."""
+    test, *unseen = found
+    rows = {arm: (f"{arm}, stated", f"{arm}, expected") for arm in table.arms}
+    others = [METHODS[field] for field in ("untrained", "target", "probability, scaled", "base rate", "family prior",
+                                           "truth")]  # fmt: skip
+    rows |= {f"*{title}*": (title,) for title in others}
+
+    def lines(first, columns, readouts):
+        """columns: {title: (part, metric)}; readouts: which of the rows of an arm."""
+        yield f"| {first} | " + " | ".join(columns) + " |"
+        yield "|---|" + "---:|" * len(columns)
+        for title, of in rows.items():
+            cells = [
+                ", ".join(f"{found[part]['rows'][one]['mean'][m]:.3f}" for one in of[readouts] or of)
+                for part, m in columns.values() if of[0] in found[part]["rows"]
+            ]  # fmt: skip
+            if len(cells) == len(columns):
+                yield f"| {title} | " + " | ".join(cells) + " |"
+
+    head = {SHOWN[m]: (test, m) for m in ("ece", "brier", "auroc", "auroc_within")}
+    out = list(lines(f"{test}: stated, expected", head, slice(0, 2)))
+    head = {f"{SHOWN[m]}, {part}": (part, m) for part in unseen for m in ("ece", "auroc")}
+    out += ["", *lines("never trained on: expected", head, slice(1, 2))]
+    sizes = "; ".join(f"{part}: {of['n']}, {np.mean(of['accuracy']):.2f}" for part, of in found.items())
     seeds = f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
-    where = f"intervals, paired differences and settings: [results/{name}](results/{name}/report.md)"
-    return "\n".join([*lines, "", f"{seeds}; `python -m experiments {name}`; {where}."])
+    out += ["", f"Questions and accuracy: {sizes}. {seeds}; `python -m experiments {name}`; intervals, paired "
+            f"differences and settings: [results/{name}](results/{name}/report.md)."]  # fmt: skip
+    return "\n".join(out)
 
 
 def _cell(values):
@@ -198,9 +210,12 @@ def write(name, table, root, results):
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
     Run(target).write("report.md", markdown(name, table, found, earned, machine))
-    readme = results.parent / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    block = f"<!-- results:{name} -->\n{summary(name, table, found)}\n<!-- end -->"
+    fill(results.parent / "README.md", name, summary(name, table, found))
+    print(f"wrote {target}")
+
+
+def fill(readme, name, content):
+    """Replace what stands between the marks of this name."""
+    text, block = readme.read_text(encoding="utf-8"), f"<!-- results:{name} -->\n{content}\n<!-- end -->"
     text = re.sub(rf"<!-- results:{name} -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
-    print(f"wrote {target}")

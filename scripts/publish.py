@@ -93,6 +93,8 @@ def main():
     parser.add_argument("--beside", nargs=2, action="append", default=[], metavar=("NAME", "TITLE"),
                         help="a published run to show beside this one")  # fmt: skip
     args = parser.parse_args()
+    if Path(args.name).name != args.name or args.name in ("", ".."):
+        parser.error(f"{args.name!r} is not the name of a folder in results/")
     target = ROOT / "results" / args.name
     target.mkdir(parents=True, exist_ok=True)
     for path in [args.run / name for name in FILES] + sorted(args.run.glob("*.png")):

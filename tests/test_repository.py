@@ -2,15 +2,21 @@
 
 import ast
 import graphlib
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import calunc
+import data
+import lm
+import report
 
 ROOT = Path(calunc.__file__).parent
 MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
@@ -89,6 +95,68 @@ def test_no_file_knows_where_it_was_written():
     assert len(files) > 30
     for path in files:
         assert not places.search(path.read_text(encoding="utf-8")), path
+
+
+# security
+
+
+def test_nothing_is_unpickled_and_no_foreign_code_is_run():
+    """No module or call that could; every model and tokenizer is loaded without the code of its folder."""
+    for path in [*MODULES.values(), *SCRIPTS, *sorted((ROOT / "experiments").glob("*.py"))]:
+        assert not imports(path) & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert called not in ("eval", "exec", "torch.load", "np.load", "numpy.load", "compile"), path
+            assert given.get("trust_remote_code", "False") == "False" and "allow_pickle" not in given, path
+            if called.endswith("from_pretrained") and path.parent == ROOT:
+                assert "trust_remote_code" in given, f"{path}: {called}"
+
+
+def test_weights_that_would_be_unpickled_are_refused(tmp_path, make_folder):
+    folder = shutil.copytree(make_folder("gpt2"), tmp_path / "model")
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises((ValueError, OSError), match="model"):
+        lm.load(folder)
+
+
+def test_code_in_a_model_folder_is_not_run(tmp_path, make_folder):
+    folder, ran = shutil.copytree(make_folder("gpt2"), tmp_path / "model"), tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import GPT2Config as Own\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no model at"):
+        lm.load(folder)
+    assert not ran.exists()
+
+
+def test_the_network_is_not_asked_for_what_is_there(tmp_path, make_folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"a connection to {args}")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    lm.load(make_folder("gpt2"))
+    assert data.load("facts")
+    with pytest.raises(ValueError, match="no model at"):
+        lm.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ""])
+def test_results_stay_in_their_folder(name, tmp_path):
+    script = [sys.executable, str(ROOT / "scripts" / "publish.py"), str(tmp_path), name]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "the name of a folder" in done.stderr
+
+
+def test_names_from_outside_are_text_in_the_report():
+    for name in ("<script>alert(1)</script>", "a|b", "a\nb", "[x](http://y)", "`c`", "\x1b[31m", "&amp;"):
+        said = report.plain(name)
+        assert not set("<>\n\x1b") & set(said) and not re.search(r"(?<!\\)[|`\[\]]", said)
+        assert set(re.findall(r"\w+", name)) <= set(re.findall(r"\w+", said))
 
 
 # the README

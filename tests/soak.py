@@ -1,6 +1,6 @@
 """Does memory stay flat? 10,000 questions and 500 steps on a large toy world, in a temporary folder; about 15 minutes.
 
-    python scripts/soak.py
+    python tests/soak.py
 
 Prints the resident memory of each stage at a tenth of its time, and the most that it had after that; exit code 1 if
 that is 5% more in any of them.
