@@ -9,6 +9,7 @@ from helpers import one_sentence, write
 
 import calunc
 import lm as language
+from report import troubles
 
 GOOD = {"question": "a", "answers": ["b"]}
 LINES = {  # a file of this name holds questions, and then this line
@@ -271,6 +272,30 @@ def test_a_file_that_begins_with_a_mark_of_its_encoding(usable, call, tmp_path):
     path = usable()
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert call(tmp_path / "run", command="sample", dataset=path) == 0
+
+
+def test_a_model_that_never_states_a_number_and_is_never_right(call, tmp_path, capsys):
+    assert call(tmp_path / "run") == 0
+    said, report = capsys.readouterr().err, (tmp_path / "run" / "report.md").read_text()
+    for warning in (
+        "training: hardly any group had rollouts of different rewards, so there was nothing to learn from.",
+        "Platt scaling: all 16 labels are 0: the fit is a constant and ignores the score",
+    ):
+        assert f"warning: {warning}" in said and f"- {warning}" in report
+    assert "- test: Stated, trained: no confidence was stated at all" in report
+
+
+def test_what_went_wrong_in_training():
+    fine, collapsed = dict(distinct=9, no_signal=0.5, skipped=0), dict(distinct=1, no_signal=0.5, skipped=0)
+    silent, broken = dict(distinct=9, no_signal=0.96, skipped=0), dict(distinct=9, no_signal=0.5, skipped=1)
+    for steps, words in (
+        ([], []), ([fine] * 40, []), ([fine] * 20 + [collapsed] * 19 + [fine], []), ([fine] * 3 + [silent], []),
+        ([fine] * 5 + [collapsed] * 20 + [fine] * 5, ["the policy collapsed"]), ([silent] * 3, ["hardly any group"]),
+        ([collapsed] * 20 + [silent] * 20, ["the policy collapsed", "hardly any group"]),
+        ([fine] * 9 + [broken] * 2, ["2 steps had no finite gradient"]),
+    ):  # fmt: skip
+        found = troubles(steps)
+        assert len(found) == len(words) and all(f.startswith(w) for f, w in zip(found, words, strict=True)), steps
 
 
 SCORES = {  # entropies and whether they are right, and the warning of the fit
