@@ -72,7 +72,7 @@ TABLES = {
         "The main arms with SmolLM2-135M and real questions",
         "All arms have the same questions and samples, and steps of 24 questions: 150, but 250 in the last.",
         {
-            PAPER: "--steps 150 --baselines stated,zero-shot,p-true",
+            PAPER: "--steps 150 --baselines stated,p-true",
             BRIER: "--steps 150 --reward brier",
             "supervised on the target": "--steps 0 --warmup 150",
             "exact gradient, hybrid reward, target of the answer, after a warm-up (ours)":
