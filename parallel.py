@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import signal
 import sys
 
@@ -55,7 +56,7 @@ def joined():
         with contextlib.redirect_stdout(sys.stdout if first() else None):
             yield
     except RuntimeError as error:
-        if "onnect" not in str(error) and "NCCL" not in str(error):
+        if not re.search("gloo|nccl|connection|broken pipe", str(error), re.IGNORECASE):
             raise
         stop()
     finally:

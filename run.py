@@ -290,7 +290,7 @@ def _opened(path, mode):
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = str(path)
+        error.filename = error.errno and str(path)
         raise
 
 

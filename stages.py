@@ -51,9 +51,11 @@ def load_model(config, run):
         parallel.wait()
     # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
     dtype = (amp.amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
-    loaded = lm.load(name, device, dtype)
+    # what does not fit one device comes there in shares
+    loaded = lm.load(name, "cpu" if config.shard == "on" else device, dtype)
     if config.shard == "on":
         parallel.shard(loaded.model)
+        loaded.model.to(device)
     style = config.prompt
     if style == "auto":
         style = "chat" if loaded.tokenizer.chat_template else "fewshot"
@@ -207,7 +209,7 @@ def train(config, run, model, prompt):
 
     def warn(steps):
         for sentence in report.troubles(steps):
-            if sentence not in said:
+            if first() and sentence not in said:
                 said.add(sentence)
                 tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
