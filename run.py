@@ -290,7 +290,8 @@ def _opened(path, mode):
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.errno and str(path)
+        if error.errno:  # the system's, not one that came meanwhile
+            error.filename = str(path)
         raise
 
 

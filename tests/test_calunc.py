@@ -470,6 +470,21 @@ def test_artefacts_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert run.read("x.json") == {"a": 1}
 
 
+@pytest.mark.parametrize("error, said", [
+    (OSError(28, "No space left on device"), "[Errno 28] No space left on device: '{path}'"),
+    (ConnectionError("another process ended"), "another process ended"),
+])  # fmt: skip
+def test_an_error_of_the_disk_names_the_file_and_leaves_nothing_behind(error, said, tmp_path, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError) as caught:
+        Run(tmp_path).write("x.json", {"a": 1})
+    assert str(caught.value) == said.replace("{path}", str(tmp_path / "x.json.tmp"))
+    assert not list(tmp_path.iterdir())
+
+
 # repeatability
 
 
