@@ -313,6 +313,8 @@ def redone(call, run, capsys, *flags, **kwargs):
     assert call(run, *flags, **kwargs) == 0
     out, after = capsys.readouterr().out, stamps(run)
     found = [stage for stage in STAGES if f"{stage}: done before with the same settings" not in out]
+    if found and flags:
+        assert f"{', '.join(found)}: done again, with another {flags[0]}\n" in out
     for stage in STAGES:
         for name in MADE[stage]:
             assert (before[run / name] != after[run / name]) == (stage in found), (stage, name)
