@@ -131,7 +131,7 @@ def trained_run(args, config):
     for f in fields(Config):
         if f.name in given and f.metadata["stage"] is not None:
             raise ValueError(f"{args.command} takes no {option(f.name)}: the settings are those of the run in {folder}")
-    return replace(run.config(), **given), run
+    return replace(run.config(), **({"shard": "off"} | given)), run
 
 
 def ask(args, config):

@@ -293,7 +293,7 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
                 record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
             bar.set_postfix(reward=f"{record['reward']:.3f}", malformed=f"{record['malformed']:.2f}")
             on_step({"step": step, **record, "skipped": optimizer.skipped})
-        if optimizer.skipped == PATIENCE:
+        if optimizer.skipped >= PATIENCE:
             break
         if saved and first() and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
             start = time.perf_counter()
