@@ -645,7 +645,7 @@ def test_reasoning_runs_to_the_end(call, mixed, calibrated, tmp_path, stating):
 def test_other_architectures_and_prompts(family, chat, tiny, call, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "EXAMPLES", data.EXAMPLES[:1])  # shorter prompts
     prompt = "chat" if chat else "fewshot"
-    assert call(tmp_path / "run", "--prompt", prompt, "--steps", "1", model=tiny(family, chat)) == 0
+    assert call(tmp_path / "run", "--prompt", prompt, "--steps", "1", model=tiny(family, chat=chat)) == 0
     assert json.loads((tmp_path / "run" / "platt.json").read_text())["fingerprint"]["prompt"] == prompt
     assert (tmp_path / "run" / "report.md").exists()
 
@@ -921,4 +921,4 @@ def test_settings_reach_the_configuration():
 def test_every_setting_names_the_first_stage_that_depends_on_it():
     assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None}
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "device"}
+    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "device", "shard"}
