@@ -651,7 +651,7 @@ def test_other_architectures_and_prompts(family, chat, tiny, call, tmp_path, mon
 
 
 def test_the_prompt_is_the_chat_template_if_there_is_one(tiny, gpt2, tmp_path):
-    for model, style in ((tiny("qwen2", True), "chat"), (gpt2, "fewshot")):
+    for model, style in ((tiny("qwen2", chat=True), "chat"), (gpt2, "fewshot")):
         loaded, prompt = stages.load_model(Config(model=str(model), device="cpu"), Run(tmp_path))
         assert prompt.style == style
         assert prompt.answer("why") == data.Prompt(loaded, style).answer("why")
