@@ -14,7 +14,7 @@ hundreds of times slower there.
 import json
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 import parallel
@@ -64,27 +64,30 @@ class Optimizer:
         self.skipped = 0 if finite else self.skipped + 1
         return float(norm)
 
-    def save(self, done):
-        """All that the next step depends on, the weights too, after `done` steps. -> bytes of a safetensors file"""
+    def save(self, done, log):
+        """All that the next step depends on, the weights too, after `done` steps, and their log. -> bytes of a file"""
         adam = self.adam.state_dict()
         tensors = {f"{i}": p.detach().contiguous() for i, p in enumerate(self.params)}
         tensors |= {f"{i}.{name}": value for i, of in adam["state"].items() for name, value in of.items()}
-        numbers = {"done": done, "groups": adam["param_groups"], "schedule": self.schedule.state_dict(),
+        numbers = {"done": done, "log": log, "groups": adam["param_groups"], "schedule": self.schedule.state_dict(),
                    "scaler": self.scaler.state_dict(), "skipped": self.skipped}  # fmt: skip
         return save(tensors, metadata={"numbers": json.dumps(numbers)})
 
     def load(self, path):
-        """Go on from what was saved. -> how many steps are done"""
-        with safe_open(path, "pt", device=self.device) as file:
-            numbers, state = json.loads(file.metadata()["numbers"]), {}
-            for name in file.keys():
-                i, _, of = name.partition(".")
-                if of:
-                    state.setdefault(int(i), {})[of] = file.get_tensor(name)
-                else:
-                    self.params[int(i)].data.copy_(file.get_tensor(name))
-        self.adam.load_state_dict({"state": state, "param_groups": numbers["groups"]})
-        self.schedule.load_state_dict(numbers["schedule"])
-        self.scaler.load_state_dict(numbers["scaler"])
-        self.skipped = numbers["skipped"]
-        return numbers["done"]
+        """Go on from what was saved. -> how many steps are done, and their log. Raises ValueError for another file."""
+        try:
+            with safe_open(path, "pt") as file:
+                numbers, state = json.loads(file.metadata()["numbers"]), {}
+                for name in file.keys():
+                    i, _, of = name.partition(".")
+                    if of:
+                        state.setdefault(int(i), {})[of] = file.get_tensor(name)
+                    else:
+                        self.params[int(i)].data.copy_(file.get_tensor(name))
+            self.adam.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+            self.schedule.load_state_dict(numbers["schedule"])
+            self.scaler.load_state_dict(numbers["scaler"])
+            self.skipped = numbers["skipped"]
+            return numbers["done"], numbers["log"]
+        except (SafetensorError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: delete it, and training begins again ({error})") from None

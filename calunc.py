@@ -22,7 +22,20 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from run import STAGES, TOY, Config, Run, check, first, nearest, nearest_file, option, usual
+from run import (
+    STAGES,
+    TOY,
+    Config,
+    Run,
+    check,
+    first,
+    nearest,
+    nearest_file,
+    option,
+    processes,
+    settings_key,
+    usual,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,15 +81,17 @@ def pipeline(args, config):
     for name, value in (("question", args.question), ("--run", args.run), ("--in", args.input)):
         if value:
             raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
-    run = Run(args.out or f"runs/{Path(config.model).name}")
+    run = Run(args.out or f"runs/{Path(config.model).resolve().name}")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     done = list(itertools.takewhile(lambda stage: run.done(stage, config), wanted))
     for stage in done:
         print(f"{stage}: done before with the same settings")
+        run.tidy(stage)
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     if run.stages().keys() & set(todo):
         old = run.read("config.json")
-        changed = [option(name) for name, value in asdict(config).items() if old.get(name) != value]
+        old = old if isinstance(old, dict) else {}
+        changed = [option(name) for name, value in asdict(config).items() if name in old and old[name] != value]
         print(f"{', '.join(todo)}: done again, with another {', '.join(changed) or 'file'}")
     if todo:
         import compare  # only here, because torch takes seconds to import and --help should not
@@ -127,11 +142,14 @@ def trained_run(args, config):
     if not run.finished("train"):
         near = nearest_file(folder) or f"run `python calunc.py --out {folder}` first"
         raise ValueError(f"{folder} holds no trained adapter: {near}")
+    own = run.config()
+    if not run.stages()["train"]["key"].startswith(settings_key("train", own)):
+        raise ValueError(f"{run.path('config.json')} has other settings than the adapter: run it again")
     given = {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
     for f in fields(Config):
         if f.name in given and f.metadata["stage"] is not None:
             raise ValueError(f"{args.command} takes no {option(f.name)}: the settings are those of the run in {folder}")
-    return replace(run.config(), **({"shard": "off"} | given)), run
+    return replace(own, **({"shard": "off"} | given)), run
 
 
 def ask(args, config):
@@ -163,15 +181,15 @@ def predict(args, config):
     print(f"{len(rows)} answers in {out}")
 
 
-def processes():
-    """Those that torchrun started, if it did."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+def together(config):
+    """With the other processes that torchrun started, if it did."""
+    if processes() == 1:
         return contextlib.nullcontext()
     if not first():
         os.environ["TQDM_DISABLE"] = "1"  # which is read on import
     import parallel
 
-    return parallel.joined()
+    return parallel.joined(config.device)
 
 
 def main(argv=None):
@@ -183,7 +201,7 @@ def main(argv=None):
         elif args.command == "predict":
             predict(args, config)
         else:
-            with processes():
+            with together(config):
                 pipeline(args, config)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)

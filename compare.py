@@ -55,7 +55,7 @@ def evaluate(config, run, model, prompt):
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
     fit.check(fingerprint(config, prompt))
     log = run.read("metrics.jsonl")
-    result = report.build(rows, fit, log, cost, run.costs(), config, run.read("environment.json"))
+    result = report.build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
     if config.model == "toy":
         with lora.adapter(model, False):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
@@ -104,4 +104,4 @@ def _draw(run, test, fit, log):
     figures.reliability(methods, run.path("reliability.png"))
     figures.risk_coverage(methods, run.path("risk_coverage.png"))
     figures.entropy_curve(np.array([r["entropy"] for r in test]), correct, fit, run.path("entropy.png"))
-    figures.training(log, run.path("training.png"))
+    figures.training(report.rl_steps(log), run.path("training.png"))

@@ -106,9 +106,15 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
         raise ValueError(f"{name_or_path} has no tokenizer")
     try:
-        model = auto_class.from_pretrained(name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except (ValueError, SafetensorError) as error:  # an encoder-decoder, say, or a file that is cut short
+        model, found = auto_class.from_pretrained(
+            name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    # an encoder-decoder, say, a file that is cut short, weights of another shape
+    except (ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{name_or_path}: {str(error).splitlines()[0][:200]}") from None
+    missing = [name for name in sorted(found["missing_keys"]) if "pooler" not in name]  # which nothing here uses
+    if missing:
+        raise ValueError(f"{name_or_path} lacks {len(missing)} of its weights, as {missing[0]}")
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 

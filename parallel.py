@@ -35,23 +35,23 @@ def size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def device():
-    """What this process computes on, and talks to the others from."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 @contextlib.contextmanager
-def joined():
+def joined(device="auto"):
     """Be one of the processes that torchrun started. Raises ConnectionError when another one is gone."""
 
     def stop(*_):
         raise ConnectionError("another process of this run ended; the same command goes on from what is finished")
 
     signal.signal(signal.SIGTERM, stop)  # what torchrun sends when one is dead
-    if torch.cuda.is_available():
+    gpu = device != "cpu" and torch.cuda.is_available()
+    if gpu:
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # a process may wait for hours while the first one works; one that is dead is noticed by its closed connection
-    dist.init_process_group(timeout=datetime.timedelta(days=7))
+    # a process may wait for hours while the first one works; one that is dead is noticed by its closed connection.
+    # all but gradients goes through gloo, also where there are GPUs
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
     try:
         with contextlib.redirect_stdout(sys.stdout if first() else None):
             yield
@@ -71,17 +71,17 @@ def share(items):
 def wait():
     """Until all are here, and see what the first one has written."""
     if size() > 1:
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))
 
 
 def gather(mine):
     """JSON values for this process's `share` of a list -> those of all processes, in the order of that list."""
     if size() == 1 or replicas:
         return mine
-    sent = torch.tensor(list(json.dumps(mine).encode()), dtype=torch.uint8, device=device())
-    lengths = [torch.zeros(1, dtype=torch.long, device=device()) for _ in range(size())]
-    dist.all_gather(lengths, torch.tensor([len(sent)], device=device()))
-    got = [torch.zeros(max(map(int, lengths)), dtype=torch.uint8, device=device()) for _ in lengths]
+    sent = torch.tensor(list(json.dumps(mine).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.long) for _ in range(size())]
+    dist.all_gather(lengths, torch.tensor([len(sent)]))
+    got = [torch.zeros(max(map(int, lengths)), dtype=torch.uint8) for _ in lengths]
     dist.all_gather(got, torch.nn.functional.pad(sent, (0, len(got[0]) - len(sent))))
     parts = [json.loads(bytes(x[:n].tolist())) for x, n in zip(got, map(int, lengths), strict=True)]
     return [parts[i % size()][i // size()] for i in range(sum(map(len, parts)))]
@@ -93,32 +93,37 @@ def total(number):
 
 
 def add_gradients(parameters):
-    """Each gradient becomes the sum over all processes."""
-    if size() == 1 or replicas:
+    """Each gradient becomes the sum over all processes; where all compute the same, the first one's."""
+    if size() == 1:
         return
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
+    if replicas:
+        dist.broadcast(flat, src=0)  # all stay equal, whatever rounding does
+    else:
+        dist.all_reduce(flat)
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad.copy_(part.view_as(p))
 
 
-def shard(model):
+def shard(model, device):
     """Spread the frozen weights of each transformer block over all processes. The adapter, added later, stays whole.
 
-    Raises ValueError where there is but one process.
+    Raises ValueError for a model that does not say what its blocks are.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     global replicas
-    if size() == 1:
-        raise ValueError("--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...")
+    blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    if not blocks:
+        raise ValueError(f"--shard on: {type(model).__name__} does not say what its blocks are")
+    mesh = init_device_mesh(device.type, (size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
     replicas = True
-    for block in list(model.modules()):
-        if type(block).__name__ in (model._no_split_modules or ()):
-            fully_shard(block)
 
 
 class Journal:
@@ -127,6 +132,7 @@ class Journal:
     def __init__(self, run, stage, config):
         self.files = run.unfinished(stage, config, "{}.jsonl")
         self.own = self.files.with_name(self.files.name.format(rank()))
+        self._read()  # what is damaged is not used
         if self.own.exists():  # without a last line that was cut short
             write_whole(self.own, "".join(json.dumps(row) + "\n" for row in read_lines(self.own)).encode())
 
@@ -143,5 +149,10 @@ class Journal:
         return [done[name] for name in pieces]
 
     def _read(self):
-        files = sorted(self.files.parent.glob(self.files.name.format("*")))
-        return {row["piece"]: row["value"] for file in files for row in read_lines(file)}
+        found = {}
+        for file in sorted(self.files.parent.glob(self.files.name.format("*"))):
+            try:
+                found |= {row["piece"]: row["value"] for row in read_lines(file)}
+            except (TypeError, KeyError):
+                raise ValueError(f"{file} is damaged: delete it, and its pieces are made again") from None
+        return found

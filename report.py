@@ -18,6 +18,7 @@ import torch
 
 from cost import matmul_flops
 from eval import auroc, bootstrap, ece, metrics, spearman, with_missing
+from rl import PATIENCE
 
 # field of a row -> name in the tables
 METHODS = {
@@ -97,7 +98,7 @@ def build(rows, fit, log, cost, stages, config, environment):
         "cost": cost,
         "stages": stages,
         "platt": {"a": fit.a, "b": fit.b, "formula": fit.formula(), "fingerprint": fit.fingerprint},
-        "training": {"first": log[0], "last": log[-1]} if log else {},
+        "training": {"first": learned[0], "last": learned[-1]} if (learned := rl_steps(log)) else {},
         "warnings": [*(f"Platt scaling: {w}" for w in fit.warnings), *_warnings(sets, log)],
         "config": asdict(config),
         "environment": environment,
@@ -173,11 +174,17 @@ def _warnings(sets, log):
     return found + [f"training: {sentence}" for sentence in troubles(log)]
 
 
+def rl_steps(log):
+    """The log without the supervised steps before it."""
+    return [record for record in log if "reward" in record]
+
+
 def troubles(log):
     """What went wrong in training, in sentences: in the whole of it, or in any WINDOW of steps in a row."""
-    width, found = min(len(log), WINDOW), {}  # in the order of their discovery
-    for i in range(len(log) - width + 1 if log else 0):
-        steps = log[i : i + width]
+    found, learned = {}, rl_steps(log)  # in the order of their discovery
+    width = min(len(learned), WINDOW)
+    for i in range(len(learned) - width + 1 if learned else 0):
+        steps = learned[i : i + width]
         if all(record["distinct"] <= 1 for record in steps):
             found["the policy collapsed: it stated one confidence for everything."] = None
         if all(record["no_signal"] >= 0.95 for record in steps):
@@ -185,6 +192,8 @@ def troubles(log):
     skipped = sum(record["skipped"] > 0 for record in log)
     if skipped:
         found[f"{skipped} steps had no finite gradient and were skipped."] = None
+    if log and log[-1]["skipped"] >= PATIENCE:
+        found["it ended early: no gradient was finite any more."] = None
     return list(found)
 
 

@@ -112,7 +112,7 @@ def batch_of(step, n, size, seed):
 
 
 def warm_up(lm, prompt, items, config, optimizer):
-    """One supervised step on the calibrated targets: raise log π(" 75%") for a target of 0.73. -> loss per token
+    """One supervised step on the calibrated targets: raise log π(" 75%") for a target of 0.73. -> what is logged
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
@@ -127,8 +127,7 @@ def warm_up(lm, prompt, items, config, optimizer):
         )
     loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
-    optimizer.step()
-    return parallel.total(loss.item())
+    return {"supervised_loss": parallel.total(loss.item()), "grad_norm": optimizer.step()}
 
 
 def correlation(pairs):
@@ -266,9 +265,9 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
     """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same expected reward.
 
     lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: run.Config.
-    on_step(dict): called with the metrics of every step but the warm-up's. saved: the path of a checkpoint, to go on
-    from if it is there and to be kept up to date. After 5 steps in a row without a finite gradient it stops; such steps
-    change nothing, so what is left are the last good weights.
+    on_step(dict): called with the metrics of every step, and first with those of the steps that the checkpoint has.
+    saved: the path of a checkpoint, to go on from if it is there and to be kept up to date. After 5 optimiser steps in
+    a row without a finite gradient it stops; such steps change nothing, so what is left are the last good weights.
     """
     optimizer = Optimizer(lm, config, config.warmup + config.steps * config.updates)
     size, exact = min(config.questions, len(items)), config.gradient == "exact"
@@ -277,26 +276,29 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
         raise ValueError(f"{size} questions a step are too few for {parallel.size()} processes")
     if exact and not said:
         raise ValueError("the exact gradient needs a tokenizer that can write percentages")
-    done, total = optimizer.load(saved) if saved and saved.exists() else 0, config.warmup + config.steps
+    (done, log), total = optimizer.load(saved) if saved and saved.exists() else (0, []), config.warmup + config.steps
+    for record in log:
+        on_step(record)
     bar = tqdm(range(done, total), desc="training", unit="step", initial=done, total=total)
     last, cost = time.perf_counter(), 0.0
     for number in bar:
+        if optimizer.skipped >= PATIENCE:
+            break
         step = number - config.warmup  # below 0: supervised
         order = ("warmup", number) if step < 0 else ("train", step)
         chosen = [items[i] for i in batch_of(order[1], len(items), size, seed_of(config.seed, order[0]))]
         if step < 0:
-            bar.set_postfix(supervised_loss=f"{warm_up(lm, prompt, chosen, config, optimizer):.3f}")
+            record = warm_up(lm, prompt, chosen, config, optimizer)
+        elif exact:
+            record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
         else:
-            if exact:
-                record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
-            else:
-                record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
-            bar.set_postfix(reward=f"{record['reward']:.3f}", malformed=f"{record['malformed']:.2f}")
-            on_step({"step": step, **record, "skipped": optimizer.skipped})
-        if optimizer.skipped >= PATIENCE:
-            break
+            record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
+        log.append({"step": step, **record, "skipped": optimizer.skipped})
+        on_step(log[-1])
+        shown = ("supervised_loss", "reward", "malformed")
+        bar.set_postfix({name: f"{record[name]:.3f}" for name in shown if name in record})
         if saved and first() and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
             start = time.perf_counter()
-            write_whole(saved, optimizer.save(number + 1))
+            write_whole(saved, optimizer.save(number + 1, log))
             last = time.perf_counter()
             cost = last - start

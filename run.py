@@ -16,10 +16,11 @@ FILES = {  # the stages in their order, and what each of them writes
     "sample": ("samples.jsonl", "seconds.jsonl"),
     "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    "eval": ("predictions.jsonl", "report.json", "report.md"),
+    "eval": ("predictions.jsonl", "report.json", "report.md", "reliability.png", "risk_coverage.png", "entropy.png",
+             "training.png"),
 }
 STAGES = tuple(FILES)
-FORMAT = 2  # of the files; what a version with another one made is made again
+FORMAT = 3  # of the files; what a version with another one made is made again
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
 
@@ -142,6 +143,16 @@ def check(config):
     for name in ("steps", "warmup", "reasoning", "micro_batch", "kl", "answer_temperature", "tolerance", "clip"):
         if getattr(config, name) < 0:
             raise ValueError(f"{option(name)} is {getattr(config, name)}: it must not be negative")
+    for f in fields(config):
+        if "choices" in f.metadata and getattr(config, f.name) not in f.metadata["choices"]:
+            known = ", ".join(map(str, f.metadata["choices"]))
+            raise ValueError(f"{option(f.name)} is {getattr(config, f.name)!r}: it must be one of {known}")
+    if config.questions < processes():
+        raise ValueError(f"--questions is {config.questions}, too few a step for {processes()} processes")
+    if config.shard == "on" and processes() == 1:
+        raise ValueError("--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...")
+    if config.model == "toy" and config.prompt == "chat":
+        raise ValueError("the toy model has no chat template: use --prompt fewshot")
     if config.folds < 2 or config.rollouts < 2:
         raise ValueError("--folds and --rollouts must be at least 2")
     if config.readout == "expected" and config.reasoning:
@@ -182,8 +193,10 @@ class Run:
     def read(self, name):
         """The content of a JSON or JSONL file. Raises ValueError that names it."""
         path = self.path(name)
+        if path.suffix == ".jsonl":
+            return read_lines(path)
         try:
-            return read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -213,22 +226,22 @@ class Run:
         entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
         entry["sha256"] = {name: _digest(self.path(name)) for name in FILES[stage]}
         self.write("stages.json", self.stages() | {stage: entry})
-        for unfinished in self.folder.glob(f".{stage}-*"):
-            unfinished.unlink()
+        self.tidy(stage)
 
-    def costs(self):
-        """What the finished stages cost; runs of older versions did not count it. -> {stage: dict}"""
-        return {name: stage for name, stage in self.stages().items() if "flops" in stage}
+    def tidy(self, stage):
+        """Without what an interrupted call of a stage, which is finished now, has left."""
+        for unfinished in self.folder.glob(f".{stage}-*") if first() else ():
+            unfinished.unlink()
 
     def finished(self, stage):
         """Was this stage finished, with the settings that it was started with?
 
-        Raises ValueError for a file that later stages read and that was altered since.
+        Raises ValueError for a file that was altered since.
         """
         if stage not in self.stages() or not all(self.path(name).exists() for name in FILES[stage]):
             return False
-        for name, digest in self.stages()[stage].get("sha256", {}).items():
-            if stage != "eval" and _digest(self.path(name)) != digest:
+        for name, digest in self.stages()[stage]["sha256"].items():
+            if _digest(self.path(name)) != digest:
                 raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
                                  "made again")  # fmt: skip
         return True
@@ -240,26 +253,44 @@ class Run:
     def stages(self):
         """The stages that are finished, and what each of them cost. -> {stage: dict}"""
         found = self.read("stages.json") if self.path("stages.json").exists() else {}
-        if not isinstance(found, dict) or not all(isinstance(x, dict) and "key" in x for x in found.values()):
+        whole = isinstance(found, dict) and found.keys() <= FILES.keys() and all(
+            isinstance(x, dict) and isinstance(x.get("key"), str) and isinstance(x.get("sha256"), dict)
+            and x["sha256"].keys() == set(FILES[name]) for name, x in found.items()
+        )  # fmt: skip
+        if not whole:
             raise ValueError(f"{self.path('stages.json')} is damaged: delete it, and all is made again")
         return found
 
 
 def key(stage, config):
-    """A digest of all settings that a stage, or one before it, depends on, and of the question files."""
-    stages = STAGES[: STAGES.index(stage) + 1]
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
-    settings["format"] = FORMAT
+    """A digest of all settings that a stage, or one before it, depends on, and one of the question files."""
+    questions = {}
     for name in map(str.strip, f"{config.dataset},{config.ood}".split(",")):
         file = FACTS if name.partition(":")[0] == "facts" else Path(name)
         if file.is_file():
-            settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+            questions[name] = _digest(file)
+    return settings_key(stage, config) + "-" + _short(questions)
+
+
+def settings_key(stage, config):
+    """The first part of the key."""
+    stages = STAGES[: STAGES.index(stage) + 1]
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
+    return _short(settings | {"format": FORMAT})
+
+
+def _short(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def processes():
+    """How many torchrun started; one without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def first():
     """Is this the process that writes? Without torchrun, the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return processes() == 1 or os.environ["RANK"] == "0"
 
 
 def append_line(path, row):
@@ -310,6 +341,12 @@ def _strict(value):
 
 
 def read_lines(path):
-    """The rows of a JSONL file, none if it does not exist; a last line that was cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The rows of a JSONL file, none if it does not exist; a last line that was cut short is left out.
+
+    Raises ValueError that names it for what is no JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

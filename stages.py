@@ -31,7 +31,7 @@ import statements
 import toy
 from parallel import Journal
 from prefix import Read, check_context
-from run import check, first, read_lines
+from run import check, first
 
 # ---- what the stages share --------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ def load_model(config, run):
     # what does not fit one device comes there in shares
     loaded = lm.load(name, "cpu" if config.shard == "on" else device, dtype)
     if config.shard == "on":
-        parallel.shard(loaded.model)
+        parallel.shard(loaded.model, device)
         loaded.model.to(device)
     style = config.prompt
     if style == "auto":
@@ -203,8 +203,7 @@ def train(config, run, model, prompt):
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"]) for s, t in pairs if s["part"] == "train"]
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
-    saved = run.unfinished("train", config, "safetensors")
-    log, said = read_lines(run.path("metrics.jsonl")) if saved.exists() else [], set()
+    log, said = [], set()
     run.write("metrics.jsonl", log)
 
     def warn(steps):
@@ -214,14 +213,12 @@ def train(config, run, model, prompt):
                 tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
     def on_step(record):
-        if record["step"] < len(log):  # what was logged after the checkpoint is made again
-            del log[record["step"] :]
-            run.write("metrics.jsonl", log)
         log.append(record)
         run.append("metrics.jsonl", record)
         if len(log) >= report.WINDOW:
             warn(log[-report.WINDOW :])
 
+    saved = run.unfinished("train", config, "safetensors")
     rl.train(model, prompt, items, rewards.chosen(config), config, on_step, saved)
     warn(log)
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question

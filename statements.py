@@ -88,7 +88,8 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_to
     numbers = sample(lm, asked.read, [temperature] * group, number_tokens, stop_ids(lm, "\n%"),
                      [seed_of(seed, "number") for seed in seeds], completions)  # fmt: skip
     extend(numbers, 1)
-    stated = {t: parse_confidence(LABEL + lm.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
+    # with special tokens, which would hide in the midst of a number
+    stated = {t: parse_confidence(LABEL + lm.tokenizer.decode(t)) for t in {tuple(t) for row in numbers for t in row}}
     return Rollouts(asked, completions, actions, [[stated[tuple(t)] for t in row] for row in numbers])
 
 

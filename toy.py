@@ -159,8 +159,11 @@ def build(folder, seed):
     facts = world(seed=seed)
     model, tok = train(facts, seed=seed)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(temporary)
-    tok.save_pretrained(temporary)
+    try:
+        model.save_pretrained(temporary)
+        tok.save_pretrained(temporary)
+    except Exception as failure:  # libraries that raise no OSError where a disk is full
+        raise OSError(f"{temporary}: {failure}") from None
     temporary.rename(folder)
     print(f"toy: mean |model's probability - true probability| = {error(model, tok, facts):.3f}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
-from report import METHODS
+from report import METHODS, rl_steps
 from rl import Item
 from run import Run
 
@@ -82,7 +82,7 @@ def generalisation(table, root):
         pairs = []
         for seed in table.seeds:
             run = Run(root / f"{slug(arm)}-{seed}")
-            log, config = run.read("metrics.jsonl"), run.config()
+            log, config = rl_steps(run.read("metrics.jsonl")), run.config()
             if not log:
                 continue
             score = rewards.chosen(config)

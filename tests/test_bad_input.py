@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 from helpers import one_sentence, write
+from safetensors.torch import load_file, save_file
 
 import calunc
 import lm as language
 from report import troubles
+from run import Config, Run, check
 
 GOOD = {"question": "a", "answers": ["b"]}
 LINES = {  # a file of this name holds questions, and then this line
@@ -42,6 +44,12 @@ def files(tmp_path, gpt2):
     ):  # fmt: skip
         shutil.copytree(gpt2, tmp_path / name)
         (tmp_path / name / part).write_bytes(content)
+    weights = load_file(gpt2 / "model.safetensors")
+    name = "transformer.ln_f.weight"
+    for folder, changed in (("partial", {n: w for n, w in weights.items() if n != name}),
+                            ("wide", weights | {name: torch.ones(17)})):  # fmt: skip
+        shutil.copytree(gpt2, tmp_path / folder)
+        save_file(changed, tmp_path / folder / "model.safetensors", {"format": "pt"})
     known = [GOOD | {"question": "q" * (i + 1), "id": f"q{i}"} for i in range(30)]
     write(tmp_path / "good.jsonl", known)
     for name, line in LINES.items():
@@ -114,6 +122,10 @@ WRONG = {  # flags of a run, and what is said
     "misspelt family": refused("--dataset facts:capital", "facts has no family 'capital'; did you mean 'capitals'?"),
     "unknown family": refused("--dataset facts:zz", "facts has no family 'zz'; choose from arithmetic, calling_codes"),
     "seen as unseen": refused("--dataset facts --ood facts:elements", "all of its questions are in --dataset too"),
+    "nothing to share with": refused("--shard on", "--shard on needs more than one process"),
+    "toy chat": refused("--model toy --dataset toy --prompt chat", "the toy model has no chat template"),
+    "weights of another shape": refused("--model {tmp}/wide", "{tmp}/wide: "),
+    "weights that are missing": refused("--model {tmp}/partial", "{tmp}/partial lacks 1 of its weights, as transf"),
     "toy questions": refused("--dataset toy", "the toy model and the toy questions go together"),
     "misspelt baseline": refused("--baselines p-tru", "no baseline is called 'p-tru'; did you mean 'p-true'?"),
     "unknown baseline": refused("--baselines zz", "no baseline is called 'zz'; choose from stated"),
@@ -222,13 +234,59 @@ def test_an_adapter_of_another_model(copy, call, finished, tiny, tmp_path, capsy
 
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", "{}x", "config.json"), ("config.json", '{"no_such_setting": 1}', "made by another version"),
-    ("stages.json", "[", "stages.json"), ("adapter/adapter_config.json", "{", "adapter_config.json"),
+    ("config.json", "[]", "made by another version"), ("stages.json", "[", "stages.json"),
+    ("stages.json", '{"train": {"key": "x"}}', "stages.json is damaged"),
+    ("stages.json", '{"train": {"key": "x", "sha256": {}}}', "stages.json is damaged"),
+    ("adapter/adapter_config.json", "{", "adapter_config.json"),
     ("adapter/adapter_model.safetensors", "", "is not what `train` wrote"),
 ])  # fmt: skip
 def test_a_run_folder_that_was_damaged(name, content, message, copy, capsys):
     (copy / name).write_text(content)
     assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
     assert message in one_sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("readout", "zzz", "--readout is 'zzz': it must be one of stated, expected"),
+    ("rank", 4, "has other settings than"),
+    ("answer_tokens", 7, "has other settings than"), ("model", "gpt2", "has other settings than"),
+    ("rank", None, "is damaged: rank is None"),
+])  # fmt: skip
+def test_settings_that_were_changed_by_hand(name, value, message, copy, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {name: value}))
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
+    assert message in one_sentence(capsys.readouterr())
+
+
+def test_a_list_for_settings_is_made_again(copy, call, capsys):
+    (copy / "config.json").write_text("[]")
+    assert call(copy, "--steps", "2") == 0
+    assert "train, eval: done again, with another file" in capsys.readouterr().out
+
+
+def test_a_run_of_several_processes_can_be_asked_by_one(copy, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"shard": "on"}))
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 0
+
+
+def test_too_few_questions_for_the_processes(call, tmp_path, monkeypatch, capsys):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "9"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--questions is 4, too few a step for 9 processes"):
+        check(Config("m", questions=4))
+
+
+def test_a_model_in_the_folder_above(gpt2, call, tmp_path, monkeypatch):
+    """Its run is beside the other ones."""
+    (gpt2 / "here").mkdir(exist_ok=True)
+    seen = []
+    monkeypatch.chdir(gpt2 / "here")
+    monkeypatch.setattr(calunc, "Run", lambda folder: seen.append(folder) or Run(tmp_path / "run"))
+    assert calunc.main(["sample", "--model", "..", "--samples", "2", "--test-questions", "1", "--train-questions", "1",
+                        "--platt-questions", "1", "--dataset", "facts:elements"]) == 0  # fmt: skip
+    assert seen == [f"runs/{gpt2.name}"]
 
 
 # ---- what can be used runs to the end -----------------------------------------------------------
@@ -286,13 +344,15 @@ def test_a_model_that_never_states_a_number_and_is_never_right(call, tmp_path, c
 
 
 def test_what_went_wrong_in_training():
-    fine, collapsed = dict(distinct=9, no_signal=0.5, skipped=0), dict(distinct=1, no_signal=0.5, skipped=0)
-    silent, broken = dict(distinct=9, no_signal=0.96, skipped=0), dict(distinct=9, no_signal=0.5, skipped=1)
+    fine = dict(reward=0.5, distinct=9, no_signal=0.5, skipped=0)  # supervised steps have no reward
+    collapsed, silent, broken = fine | dict(distinct=1), fine | dict(no_signal=0.96), fine | dict(skipped=1)
     for steps, words in (
         ([], []), ([fine] * 40, []), ([fine] * 20 + [collapsed] * 19 + [fine], []), ([fine] * 3 + [silent], []),
         ([fine] * 5 + [collapsed] * 20 + [fine] * 5, ["the policy collapsed"]), ([silent] * 3, ["hardly any group"]),
         ([collapsed] * 20 + [silent] * 20, ["the policy collapsed", "hardly any group"]),
         ([fine] * 9 + [broken] * 2, ["2 steps had no finite gradient"]),
+        ([dict(skipped=0)] * 30 + [fine] * 3, []), ([dict(skipped=0)] * 3 + [silent] * 3, ["hardly any group"]),
+        ([dict(skipped=i) for i in range(6)], ["5 steps had no finite gradient", "it ended early"]),
     ):  # fmt: skip
         found = troubles(steps)
         assert len(found) == len(words) and all(f.startswith(w) for f, w in zip(found, words, strict=True)), steps

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import shlex
@@ -370,12 +371,13 @@ def test_a_fit_to_other_entropies_is_refused(copy, call, capsys):
     assert "gamma" in one_sentence(capsys.readouterr())
 
 
-@pytest.mark.parametrize("name", [n for stage in STAGES[:3] for n in MADE[stage]])
+@pytest.mark.parametrize("name", [n for stage in STAGES for n in MADE[stage]])
 @pytest.mark.parametrize("how", ["cut short", "altered"])
 def test_an_artefact_that_is_not_as_it_was_written_is_named_and_not_used(name, how, copy, call, capsys):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-9] if how == "cut short" else content.replace(b"0", b"1"))
-    (copy / "report.md").unlink()
+    if name not in MADE["eval"]:
+        (copy / "report.md").unlink()
     assert call(copy) == 2
     assert f"{copy / name} is not what `" in one_sentence(capsys.readouterr())
     (copy / name).write_bytes(content)
@@ -459,6 +461,42 @@ def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, fini
     assert call(copy) == 0
     assert same(copy, finished, "metrics.jsonl")
     assert same(copy, finished, "adapter/adapter_model.safetensors")
+
+
+def test_two_trainings_that_were_interrupted_do_not_mix(copy, finished, call, monkeypatch):
+    """One is cut off after its first checkpoint, another one too; then the first goes on."""
+    for flags in (("--lr", "1e-2"), ("--lr", "3e-3")):
+        (copy / "adapter" / "adapter_config.json").unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            fail_at(3, statements, "rollout", patch)
+            patch.setattr("rl.time.perf_counter", itertools.count().__next__)
+            with pytest.raises(RuntimeError, match="interrupted"):
+                call(copy, *flags, command="train")
+    assert len(list(copy.glob(".train-*"))) == 2
+    calls = fail_at(0, statements, "rollout", monkeypatch)
+    assert call(copy, "--lr", "1e-2", command="train") == 0
+    assert len(calls) == 2  # of three steps
+    assert same(copy, finished, "metrics.jsonl", "adapter/adapter_model.safetensors")
+    assert not list(copy.glob(".train-*"))
+
+
+def test_what_a_stage_left_when_it_was_killed_at_its_very_end_is_taken_away(copy, call):
+    (copy / ".sample-0.0.jsonl").write_text("")
+    assert call(copy) == 0
+    assert not list(copy.glob(".sample-*"))
+
+
+@pytest.mark.parametrize("stage, content", [
+    ("sample", '{"piece": 3}\n'), ("sample", "[1]\n"), ("sample", "{{}}\n"), ("train", "x"), ("train", ""),
+])  # fmt: skip
+def test_what_an_interrupted_call_left_is_named_if_it_is_damaged(stage, content, copy, call, capsys):
+    config = Run(copy).config()
+    suffix = {"sample": "1.jsonl", "train": "safetensors"}[stage]
+    left = Run(copy).unfinished(stage, config, suffix)
+    left.write_text(content)
+    (copy / MADE[stage][-1]).unlink()
+    assert call(copy, command=stage) == 2
+    assert f"{left} is damaged" in one_sentence(capsys.readouterr())
 
 
 def test_artefacts_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

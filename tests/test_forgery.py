@@ -94,6 +94,17 @@ def test_nothing_is_earned_without_one_number(said, prompt, monkeypatch):
     assert calibration_reward(batch.confidence[0][0], 1.0) == (0.95 if said in allowed else 0)
 
 
+@pytest.mark.parametrize("special", ["<unk>", "<s>", "</s>", "<end>", "</think>"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_nothing_is_earned_with_a_special_token_in_a_number(special, place, prompt, monkeypatch):
+    """Its own token, which decoding for people would leave out."""
+    lm = prompt.lm
+    ids = lm.encode(" 73%")
+    ids.insert(place + 1, lm.tokenizer.convert_tokens_to_ids(special))
+    monkeypatch.setattr(statements, "sample", lambda *args: [[ids]])
+    assert statements.rollout(lm, prompt, unread(prompt), 1, 1.0, [0]).confidence == [[None]]
+
+
 def test_a_thought_states_nothing(prompt, monkeypatch):
     """The number counts that comes after the reasoning, not one in it."""
     lm = prompt.lm

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import calunc
 import toy
+from report import rl_steps
 
 ROOT = Path(calunc.__file__).parent
 FLAGS = (
@@ -24,13 +25,14 @@ FLAGS = (
 SAME = ("samples.jsonl", "targets.jsonl", "platt.json")
 
 
-def start(folder, *flags, processes=2):
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+def start(folder, *flags, processes=2, command=(*FLAGS, "--out")):
     """The pipeline as processes of one thread each, so that rounding is the same."""
-    one = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)
-    ]  # fmt: skip
+    one = [sys.executable] if processes == 1 else [*TORCHRUN, str(processes)]
     return subprocess.Popen(
-        [*one, "calunc.py", "--out", str(folder), *FLAGS, *flags], cwd=ROOT, text=True,
+        [*one, "calunc.py", *command, str(folder), *flags], cwd=ROOT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -83,7 +85,7 @@ def assert_alike(folder, alone):
 
 
 def test_two_processes_do_what_one_does(learned, alone, tmp_path):
-    assert min(record["malformed"] for record in log(alone)) < 0.8  # there is something to learn
+    assert min(record["malformed"] for record in rl_steps(log(alone))) < 0.8  # there is something to learn
     assert weights(alone).abs().max() > 1e-3
     folder = shutil.copytree(learned, tmp_path / "run")
     out = finish(start(folder))
@@ -106,6 +108,29 @@ def test_frozen_weights_that_are_spread_out_give_the_same(learned, alone, tmp_pa
     folder = shutil.copytree(learned, tmp_path / "run")
     finish(start(folder, "--shard", "on"))
     assert_alike(folder, alone)
+    assert "(confidence" in finish(start(folder, command=("ask", "banner of Zorva", "--run"), processes=1))
+
+
+SPREAD = """
+import sys, torch, lm, parallel
+from torch.distributed.tensor import DTensor
+with parallel.joined("cpu"):
+    model = lm.load(sys.argv[1]).model
+    whole = model(torch.arange(5)[None]).logits
+    blocks = [name for name, _ in model.named_parameters() if ".h." in name]
+    parallel.shard(model, torch.device("cpu"))
+    for _ in range(2):
+        assert torch.allclose(model(torch.arange(5)[None]).logits, whole, atol=1e-5)
+        spread = {name for name, p in model.named_parameters() if isinstance(p, DTensor)}
+        assert blocks and spread == set(blocks)  # again, once a block has been used
+"""
+
+
+def test_a_block_is_whole_only_while_it_is_used(learned, tmp_path):
+    (tmp_path / "spread.py").write_text(SPREAD)
+    argv = [*TORCHRUN, "2", str(tmp_path / "spread.py"), str(learned / "model-0")]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_process_has_nothing_to_spread(learned, tmp_path):
@@ -118,17 +143,17 @@ def children(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to find the processes")
-@pytest.mark.parametrize("which", [0, 1])
-def test_when_one_dies_the_others_end_with_a_sentence_and_any_number_goes_on(which, learned, alone, tmp_path):
+@pytest.mark.parametrize("stage, which", [("sample", 0), ("sample", 1), ("train", 1)])
+def test_when_one_dies_the_others_end_with_a_sentence_and_any_number_goes_on(stage, which, learned, alone, tmp_path):
     folder = shutil.copytree(learned, tmp_path / "run")
-    process = start(folder)
-    while process.poll() is None and not list(folder.glob(f".sample-*.{which}.jsonl")):
+    process, sign = start(folder), {"sample": f".sample-*.{which}.jsonl", "train": "metrics.jsonl"}[stage]
+    while process.poll() is None and not [x for x in folder.glob(sign) if x.stat().st_size]:
         time.sleep(0.02)
     os.kill(sorted(children(process.pid))[which], signal.SIGKILL)
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - began < 60
     assert "another process of this run ended; the same command goes on from what is finished" in err
-    assert not (folder / "samples.jsonl").exists()
+    assert not (folder / {"sample": "samples.jsonl", "train": "adapter"}[stage]).exists()
     finish(start(folder, processes=3 if which else 1))
     assert_alike(folder, alone)

@@ -17,6 +17,7 @@ from amp import Optimizer, amp_dtype
 from lm import LM, seed_of
 from lora import adapter, add_lora
 from prefix import Read
+from report import troubles
 from rl import (
     Item,
     batch_of,
@@ -595,7 +596,7 @@ def test_what_an_exact_step_logs(world):
 def test_it_learns_to_tell_questions_apart(world):
     # one layer cannot: the adapter, on for the turn alone, does not reach what was read below it
     _, _, log = learn(world, replace(FAST, lr=1e-2, warmup=5), layers=2)
-    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.5 > log[0]["reward"]
+    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.5 > log[5]["reward"]
 
 
 def test_the_base_model_is_not_touched(world):
@@ -683,7 +684,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(world, change,
     """Stopped after each step; the checkpoint is written after the first one of every call."""
     config = replace(FAST, **({"steps": 3, "warmup": 2} | change))
     whole, _, log = learn(world, config)
-    whole, seen, path = adapter_of(whole), [], tmp_path / "saved.safetensors"
+    whole, path = adapter_of(whole), tmp_path / "saved.safetensors"
     batches, calls = rl.batch_of, []
 
     def cut(*args):
@@ -696,6 +697,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(world, change,
     for _ in range(config.warmup + config.steps):
         lm, prompt = world()
         add_lora(lm, rank=4, alpha=8)
+        seen = []  # each call tells all of it
         with contextlib.suppress(KeyboardInterrupt):
             train(lm, prompt, ITEMS, calibrated, config, seen.append, path)
     assert torch.equal(adapter_of(lm), whole) and seen == log
@@ -719,15 +721,35 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(world):
     assert torch.isfinite(states[-1]).all()
 
 
-def test_training_stops_after_five_steps_without_a_finite_gradient(world):
+@pytest.mark.parametrize("change, skipped", [
+    ({}, [0, 0, 1, 2, 3, 4, 5]), ({"updates": 2}, [0, 2, 4, 6]), ({"warmup": 30}, [0, 0, 1, 2, 3, 4, 5]),
+    ({"gradient": "exact", "every": 10}, [0, 0, 1, 2, 3, 4, 5]),
+], ids=str)  # fmt: skip
+def test_training_stops_after_five_updates_without_a_finite_gradient(change, skipped, world, tmp_path):
     lm, prompt = world()
     add_lora(lm, rank=4, alpha=8)
     spoil(lm, set(range(2, 100)))
-    log, states = [], []
-    config = replace(FAST, steps=30, micro_batch=8)
-    train(lm, prompt, ITEMS, calibrated, config, lambda r: (log.append(r), states.append(adapter_of(lm))))
-    assert [r["skipped"] for r in log] == [0, 0, 1, 2, 3, 4, 5]
-    assert torch.equal(adapter_of(lm), states[1]) and torch.isfinite(states[1]).all()
+    log, states, path = [], [], tmp_path / "saved.safetensors"
+    config = replace(FAST, steps=30, micro_batch=8, **change)
+    train(lm, prompt, ITEMS, calibrated, config, lambda r: (log.append(r), states.append(adapter_of(lm))), path)
+    assert [r["skipped"] for r in log] == skipped
+    good = states[skipped.count(0) - 1]
+    assert torch.equal(adapter_of(lm), good) and torch.isfinite(good).all()
+    assert troubles(log)[-1].startswith("it ended early")
+
+
+def test_training_that_ended_early_does_not_go_on(world, tmp_path):
+    """Started again, with the checkpoint of its last step."""
+    logs, path = [], tmp_path / "saved.safetensors"
+    for _ in range(2):
+        lm, prompt = world()
+        add_lora(lm, rank=4, alpha=8)
+        spoil(lm, set(range(100)))
+        logs.append([])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rl.time, "perf_counter", itertools.count().__next__)  # a checkpoint after each step
+            train(lm, prompt, ITEMS, calibrated, replace(FAST, steps=30), logs[-1].append, path)
+    assert str(logs[0]) == str(logs[1]) and len(logs[0]) == rl.PATIENCE  # as text, where nan is nan
 
 
 def test_each_group_of_each_step_is_drawn_anew(world):
@@ -782,12 +804,14 @@ def test_warm_up_raises_the_target(world):
     before = chances(*world())
     lm, prompt, log = learn(world, replace(FAST, steps=0, warmup=40), items)
     assert (before < math.log(0.1)).all() and (chances(lm, prompt) > math.log(0.5)).all()
-    assert log == []
+    assert [record["step"] for record in log] == list(range(-40, 0))
+    assert all(set(record) == {"step", "supervised_loss", "grad_norm", "skipped"} for record in log)
+    assert log[-1]["supervised_loss"] < 0.5 < 2 < log[0]["supervised_loss"]
 
 
 def test_warm_up_returns_the_loss_per_token(world):
     lm, prompt = world()
     add_lora(lm)
     want = -number_logp(lm, prompt, "banner of Zorva", "red", " 75%")
-    got = rl.warm_up(lm, prompt, [Item("banner of Zorva", "red", 0.73, 1)], FAST, Optimizer(lm, FAST, 10))
-    assert got == pytest.approx(want.mean().item(), abs=1e-5)
+    record = rl.warm_up(lm, prompt, [Item("banner of Zorva", "red", 0.73, 1)], FAST, Optimizer(lm, FAST, 10))
+    assert record["supervised_loss"] == pytest.approx(want.mean().item(), abs=1e-5)
