@@ -115,7 +115,7 @@ def pipeline(args, config):
         run.start(todo[0])
         run.write("config.json", asdict(config))
         run.write("environment.json", compare.report.environment(model.device, model.model.dtype))
-        work = {
+        run_stage = {
             "sample": lambda: stages.sample(config, run, model, prompt, questions),
             "calibrate": lambda: stages.calibrate(config, run, model, prompt),
             "train": lambda: stages.train(config, run, model, prompt),
@@ -124,8 +124,9 @@ def pipeline(args, config):
     for stage in todo:
         run.start(stage)
         start = time.perf_counter()
-        work[stage]()
-        cost = {name: parallel.total(count) for name, count in model.work.take().items()}
+        run_stage[stage]()
+        work = model.work.take()
+        cost = dict(zip(work, parallel.totals(*work.values()), strict=True))
         run.finish(stage, config, loading, time.perf_counter() - start, cost)
         parallel.wait()
         loading = 0.0

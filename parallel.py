@@ -87,9 +87,9 @@ def gather(mine):
     return [parts[i % size()][i // size()] for i in range(sum(map(len, parts)))]
 
 
-def total(number):
-    """The sum of a number over all processes."""
-    return sum(gather([number]))
+def totals(*numbers):
+    """The sum of each number over all processes."""
+    return [sum(of) for of in zip(*gather([numbers]), strict=True)]
 
 
 def add_gradients(parameters):

@@ -280,3 +280,10 @@ def _cell(row, name):
 
 def _number(value):
     return "n/a" if np.isnan(value) else f"{value:.2f}"
+
+
+def fill(path, mark, content):
+    """Replace what stands between `<!-- mark -->` and `<!-- end -->` in a document, if it is there."""
+    block = f"<!-- {mark} -->\n{content}\n<!-- end -->"
+    pattern, text = f"<!-- {re.escape(mark)} -->.*?<!-- end -->", path.read_text(encoding="utf-8")
+    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")

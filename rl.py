@@ -127,7 +127,7 @@ def warm_up(lm, prompt, items, config, optimizer):
         )
     loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
-    return {"supervised_loss": parallel.total(loss.item()), "grad_norm": optimizer.step()}
+    return {"supervised_loss": parallel.totals(loss.item())[0], "grad_norm": optimizer.step()}
 
 
 def correlation(pairs):
@@ -145,7 +145,7 @@ def _parts(lm, sizes, micro_batch):
 
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    size, tokens = parallel.total(advantages.size), parallel.total(batch.tokens)
+    size, tokens = parallel.totals(advantages.size, batch.tokens)
     parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
     reads = [batch.asked.read.some(part) for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
@@ -179,7 +179,7 @@ def update(lm, batch, advantages, config, optimizer):
             share = int(actions.sum()) / tokens  # the stats are means over tokens
             for name, value in of_part.items():
                 totals[name] += value * share
-        stats = {"grad_norm": optimizer.step(), **{name: parallel.total(value) for name, value in totals.items()}}
+        stats = {"grad_norm": optimizer.step(), **dict(zip(totals, parallel.totals(*totals.values()), strict=True))}
     return stats
 
 
@@ -190,7 +190,7 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
     left out of `said`, and whatever is none, earn 0. The divergence is that of the distributions over `said` and all
     else, not of the tokens one by one.
     """
-    size, found, totals = parallel.total(len(rewards)), [], {"loss": 0.0, "kl": 0.0}
+    (size,), found, totals = parallel.totals(len(rewards)), [], {"loss": 0.0, "kl": 0.0}
     tokens = len(tree_of([asked.turn + ids for ids in said.values()]))
     for part in _parts(lm, [tokens] * len(rewards), config.micro_batch):  # equal sizes: in their order
         some = asked.some(part)
@@ -207,8 +207,8 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
         optimizer.backward(loss)
         totals["loss"] += loss.item()
         found.append(logp.detach())
-    totals = {name: parallel.total(value) for name, value in totals.items()}
-    return {"grad_norm": optimizer.step(), **totals}, torch.cat(found)
+    stats = {"grad_norm": optimizer.step(), **dict(zip(totals, parallel.totals(*totals.values()), strict=True))}
+    return stats, torch.cat(found)
 
 
 def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
@@ -223,7 +223,7 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
     groups = zip(batch.confidence, mine, strict=True)
     rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
     stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
-    tokens = parallel.total(batch.tokens)
+    (tokens,) = parallel.totals(batch.tokens)
     rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(batch.confidence)
     stated = [[c for c in group if c is not None] for group in confidence]
     numbers = sum(stated, [])

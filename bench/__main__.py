@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench import arrays, growth, language, prediction
 from bench.setting import EMBEDDER, MODEL, ROOT, take_turns
-from report import environment
+from report import environment, fill
 from run import Run
 
 PEERS = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "scikit-learn", "torchmetrics")
@@ -150,11 +150,7 @@ def main():
         return
     results.write("bench.md", page(found))
     growth.draw(found["growth"], results.path("bench-growth.png"))
-    readme = ROOT / "README.md"
-    block = "\n".join(["<!-- bench:cost -->", *found["prediction"], "", *found["check"], "<!-- end -->"])
-    text = readme.read_text(encoding="utf-8")
-    text = re.sub("<!-- bench:cost -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
+    fill(ROOT / "README.md", "bench:cost", "\n".join([*found["prediction"], "", *found["check"]]))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ intervals are too narrow; with one seed they hold for these adapters alone, and 
 """
 
 import json
-import re
 
 import numpy as np
 
 import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
-from report import METHODS, rl_steps
+from report import METHODS, fill, rl_steps
 from rl import Item
 from run import Run
 
@@ -210,12 +209,5 @@ def write(name, table, root, results):
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
     Run(target).write("report.md", markdown(name, table, found, earned, machine))
-    fill(results.parent / "README.md", name, summary(name, table, found))
+    fill(results.parent / "README.md", f"results:{name}", summary(name, table, found))
     print(f"wrote {target}")
-
-
-def fill(readme, name, content):
-    """Replace what stands between the marks of this name."""
-    text, block = readme.read_text(encoding="utf-8"), f"<!-- results:{name} -->\n{content}\n<!-- end -->"
-    text = re.sub(rf"<!-- results:{name} -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")

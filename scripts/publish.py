@@ -11,14 +11,13 @@ questions.
 import argparse
 import json
 import math
-import re
 import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from report import METHODS  # noqa: E402
+from report import METHODS, fill  # noqa: E402
 from run import usual  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
@@ -99,11 +98,7 @@ def main():
     target.mkdir(parents=True, exist_ok=True)
     for path in [args.run / name for name in FILES] + sorted(args.run.glob("*.png")):
         shutil.copy(path, target / path.name)
-    readme = ROOT / "README.md"
-    block = f"<!-- results:{args.name} -->\n{summary(args.name, args.beside)}\n<!-- end -->"
-    pattern = rf"<!-- results:{re.escape(args.name)} -->.*?<!-- end -->"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    fill(ROOT / "README.md", f"results:{args.name}", summary(args.name, args.beside))
     print(f"wrote {target}")
 
 
