@@ -133,7 +133,7 @@ def pipeline(args, config):
     if args.command == "eval":
         print("\n" + run.path("report.md").read_text(encoding="utf-8"))
         pictures = ", ".join(sorted(p.name for p in run.folder.glob("*.png")))
-        print(f"Everything is in {run.folder}: report.md, report.json and the pictures {pictures}")
+        print(f"Everything is in {run.folder}: report.html, report.md, report.json and the pictures {pictures}")
 
 
 def trained_run(args, config):

@@ -1,6 +1,6 @@
 """The last stage: what the model says before and after training, beside everything that it is compared with.
 
-    eval       stated confidence, before and after, v the rest       predictions.jsonl, report.json, report.md, *.png
+    eval       stated confidence, before and after, v the rest       predictions.jsonl, report.*, *.png
 
 All on the same held-out questions and the same cached samples. A score is also shown with Platt scaling of its own,
 fitted on all labelled questions, or on Platt's own part where each question has to be read again for it.
@@ -11,6 +11,7 @@ import numpy as np
 import baselines
 import figures
 import lora
+import page
 import platt
 import report
 import statements
@@ -22,7 +23,7 @@ from stages import batches, fingerprint
 
 
 def evaluate(config, run, model, prompt):
-    """-> predictions.jsonl, report.json, report.md, pictures"""
+    """-> predictions.jsonl, report.json, report.md, pictures, report.html"""
     pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
     labelled = [t for _, t in pairs if t["part"] in ("platt", "train")]
     platt_part = [(s, t) for s, t in pairs if t["part"] == "platt"]
@@ -63,6 +64,8 @@ def evaluate(config, run, model, prompt):
     run.write("report.md", report.markdown(result))
     if first():
         _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
+        pictures = {name: run.path(name).read_bytes() for name in page.FIGURES}
+        run.write("report.html", page.render(result, rows, [s for s, _ in held_out], pictures))
 
 
 def _state(config, model, prompt, pairs, ways, finished):

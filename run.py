@@ -16,8 +16,8 @@ FILES = {  # the stages in their order, and what each of them writes
     "sample": ("samples.jsonl", "seconds.jsonl"),
     "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    "eval": ("predictions.jsonl", "report.json", "report.md", "reliability.png", "risk_coverage.png", "entropy.png",
-             "training.png"),
+    "eval": ("predictions.jsonl", "report.json", "report.md", "report.html", "reliability.png", "risk_coverage.png",
+             "entropy.png", "training.png"),
 }
 STAGES = tuple(FILES)
 FORMAT = 3  # of the files; what a version with another one made is made again

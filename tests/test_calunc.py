@@ -38,7 +38,7 @@ PICTURES = ("entropy.png", "reliability.png", "risk_coverage.png", "training.png
 MADE = {  # the artefacts of each stage
     "sample": ("samples.jsonl", "seconds.jsonl"), "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
-    "eval": ("predictions.jsonl", "report.json", "report.md", *PICTURES),
+    "eval": ("predictions.jsonl", "report.json", "report.md", "report.html", *PICTURES),
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ FLAGS = (
     "--platt-questions 20 --train-questions 40 --test-questions 20 --ood-questions 20 --samples 3 --sample-batch 12 "
     "--questions 4 --rollouts 4 --warmup 3 --steps 12 --rank 2 --resamples 20 --baselines stated,zero-shot,p-true"
 ).split()
-MEASURED = {"environment.json", "seconds.jsonl", "stages.json", "report.json", "report.md"}  # seconds are in them
+# seconds are in them
+MEASURED = {"environment.json", "seconds.jsonl", "stages.json", "report.json", "report.md", "report.html"}
 
 
 def pipeline(folder, said):
