@@ -110,7 +110,7 @@ def _warnings(warnings):
 def _set(i, name, s):
     """The tables of one evaluation set."""
     methods = s["methods"]
-    caption = f"{s['n']:,} questions, accuracy {number(s['accuracy'])}. In brackets: 95% bootstrap intervals."
+    caption = f"{name}: {s['n']:,} questions, accuracy {number(s['accuracy'])}. In brackets: 95% bootstrap intervals."
     cells = {m: [_cell(row, column) for column in COLUMNS] for m, row in methods.items()}
     found = [f'<h3 id="set-{i}">{text(name)}</h3>', table(caption, ["Method", *COLUMNS.values()], cells)]
     murphy = ("brier", "reliability", "resolution", "uncertainty")
