@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,12 +51,15 @@ def parse(argv):
     parser = Parser(
         prog="calunc.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", default="eval", choices=(*STAGES, "ask", "predict"), metavar="COMMAND",
+    parser.add_argument("command", nargs="?", default="eval", metavar="COMMAND",
+                        choices=(*STAGES, "ask", "predict", "merge"),
                         help="sample, calibrate, train or eval: go on up to this stage (default: eval, everything); "
-                        "ask: answer one question; predict: answer a file of them")  # fmt: skip
+                        "ask: answer one question; predict: answer a file of them; "
+                        "merge: write an ordinary model")  # fmt: skip
     parser.add_argument("question", nargs="?", help="the question for `ask`")
-    parser.add_argument("--out", help="run folder to write (default: runs/MODEL); for predict, the JSONL file")
-    parser.add_argument("--run", help="run folder that `ask` and `predict` use (default: runs/toy)")
+    parser.add_argument("--out", help="run folder to write (default: runs/MODEL); for predict, the JSONL file; "
+                        "for merge, the folder of the model")  # fmt: skip
+    parser.add_argument("--run", help="run folder that ask, predict and merge use (default: runs/toy)")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     for f in fields(Config):
         default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
@@ -136,9 +139,42 @@ def pipeline(args, config):
         print(f"Everything is in {run.folder}: report.html, report.md, report.json and the pictures {pictures}")
 
 
-def trained_run(args, config):
-    """A run folder with an adapter -> its Config, with this call's flags where they change no result, and its Run."""
-    folder = args.run or "runs/toy"
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    confidence: float | None  # in [0, 1]; None where none was stated
+
+
+class CalibratedLM:
+    """A language model that says how sure it is: what a finished run has made of it.
+
+        lm = CalibratedLM("runs/x")
+        answer = lm.ask("What is the capital of Peru?")
+        answer.text, answer.confidence
+
+    settings: those that change no training, as readout="expected" or device="cpu". Raises ValueError for a folder
+    without a trained adapter, and for other settings.
+    """
+
+    def __init__(self, folder="runs/toy", **settings):
+        self.config, self.run = trained_run(folder, settings)
+        import stages  # torch
+
+        self._model, self._prompt = stages.load_trained(self.config, self.run)
+
+    def ask(self, question):
+        """-> Answer"""
+        return self.ask_all([question])[0]
+
+    def ask_all(self, questions):
+        """The same in batches. -> list of Answer"""
+        import stages
+
+        return [Answer(*x) for x in stages.answer_questions(self.config, self._model, self._prompt, questions)]
+
+
+def trained_run(folder, settings):
+    """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run."""
     run = Run(folder)
     if not run.finished("train"):
         near = nearest_file(folder) or f"run `python calunc.py --out {folder}` first"
@@ -146,11 +182,16 @@ def trained_run(args, config):
     own = run.config()
     if not run.stages()["train"]["key"].startswith(settings_key("train", own)):
         raise ValueError(f"{run.path('config.json')} has other settings than the adapter: run it again")
-    given = {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
-    for f in fields(Config):
-        if f.name in given and f.metadata["stage"] is not None:
-            raise ValueError(f"{args.command} takes no {option(f.name)}: the settings are those of the run in {folder}")
-    return replace(own, **({"shard": "off"} | given)), run
+    free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
+    for name in settings:
+        if name not in free:
+            raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
+    return replace(own, **({"shard": "off"} | settings)), run
+
+
+def given(config):
+    """The settings of this call, as far as they are not the default's."""
+    return {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
 
 
 def ask(args, config):
@@ -158,28 +199,46 @@ def ask(args, config):
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
     if args.out or args.input:
         raise ValueError("ask takes no --out and no --in; --run names the run folder")
-    config, run = trained_run(args, config)
-    import stages
+    answer = CalibratedLM(args.run or "runs/toy", **given(config)).ask(args.question)
+    said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
+    print(f"{answer.text}  ({said})")
 
-    (found,) = stages.answer_questions(config, run, [args.question])
-    said = "no confidence stated" if found["confidence"] is None else f"confidence {found['confidence']:.0%}"
-    print(f"{found['answer']}  ({said})")
+
+def writable(args):
+    """Where predict and merge write to. Raises ValueError if they cannot."""
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
+    return out
 
 
 def predict(args, config):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
-    out = Path(args.out)
-    if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
-    config, run = trained_run(args, config)
+    out = writable(args)
     import data
-    import stages
 
     questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
-    rows = stages.answer_questions(config, run, questions)
+    answers = CalibratedLM(args.run or "runs/toy", **given(config)).ask_all(questions)
+    rows = [{"question": q} | {"answer": a.text, "confidence": a.confidence} for q, a in
+            zip(questions, answers, strict=True)]  # fmt: skip
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
+
+
+def merge(args, config):
+    if not args.out:
+        raise ValueError("merge needs --out, a new folder for the model; --run names the run folder")
+    out = writable(args)
+    if out.exists():
+        raise ValueError(f"{out} is there already: name a new folder")
+    config, run = trained_run(args.run or "runs/toy", given(config))
+    if not run.finished("eval"):
+        raise ValueError(f"{run.folder} has no report yet: run `python calunc.py --out {run.folder}` first")
+    import stages
+
+    stages.merge(config, run, out)
+    print(f"the merged model is in {out}")
 
 
 def together(config):
@@ -201,6 +260,8 @@ def main(argv=None):
             ask(args, config)
         elif args.command == "predict":
             predict(args, config)
+        elif args.command == "merge":
+            merge(args, config)
         else:
             with together(config):
                 pipeline(args, config)

@@ -9,6 +9,7 @@ fitted on all labelled questions, or on Platt's own part where each question has
 import numpy as np
 
 import baselines
+import card
 import figures
 import lora
 import page
@@ -62,6 +63,7 @@ def evaluate(config, run, model, prompt):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     run.write("report.json", result)
     run.write("report.md", report.markdown(result))
+    run.write("adapter/README.md", card.adapter(result))
     if first():
         _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
         pictures = {name: run.path(name).read_bytes() for name in page.FIGURES}
@@ -77,7 +79,7 @@ def _state(config, model, prompt, pairs, ways, finished):
     pieces = {seed_of(*ways, *(names[i] for i in batch)): batch for batch in cut}
 
     def ask(batch):
-        return statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning)
+        return statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning, where=config.adapter)
 
     made = finished.all(pieces, ask, desc=f"confidence: {', '.join(ways)}", unit="batch")
     for batch, got in zip(cut, made, strict=True):

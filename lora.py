@@ -75,6 +75,16 @@ def adapter(lm, on):
             module.on = state
 
 
+@torch.no_grad()
+def merge(lm):
+    """Add the update to the frozen weights, in place: W + (alpha / r) B A. What is left is an ordinary model."""
+    for name, module in _loras(lm).items():
+        parent, _, child = name.rpartition(".")
+        update = module.scale * module.B @ module.A  # (d_out, d_in)
+        module.base.weight += (update.T if isinstance(module.base, Conv1D) else update).to(module.base.weight.dtype)
+        setattr(lm.model.get_submodule(parent), child, module.base)
+
+
 def save_adapter(lm, folder, invocation=None):
     """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors.
 

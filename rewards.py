@@ -10,6 +10,8 @@ All are in [0, 1], and no parseable number earns 0, the least.
 
 import math
 
+from data import LABEL, parse_confidence
+
 
 def calibration_reward(confidence, target, tolerance=0.05):
     """1 - max(tolerance, |c - p|), the paper's reward as reported to us; None, no parseable number, earns 0.
@@ -39,6 +41,18 @@ def log_reward(confidence, correct, floor=0.01):
         return 0.0
     c = min(max(confidence, floor), 1 - floor)
     return 1.0 + math.log(c if correct else 1 - c) / math.log(1 / floor)
+
+
+def trl_reward(completions, target, **_):
+    """The paper's reward as TRL's trainers call it. -> list of floats
+
+    completions: texts, or conversations whose last message has one; target: the data set's column of calibrated
+    probabilities. A text is "Confidence: 73%", perhaps after some reasoning, or " 73%" where the prompt ends with the
+    label.
+    """
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    stated = [parse_confidence(text if LABEL in text else LABEL + text) for text in texts]
+    return [calibration_reward(c, p) for c, p in zip(stated, target, strict=True)]
 
 
 def chosen(config):

@@ -119,7 +119,7 @@ def warm_up(lm, prompt, items, config, optimizer):
     step = max(5, config.every)
     texts = [lm.proceed(f" {step * round(100 * x.target / step)}%") for x in items]
     mine = parallel.share(list(zip(items, texts, strict=True)))
-    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine])
+    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine], adapter=config.adapter)
     completions = [[asked.turn + text] for _, text in mine]
     with optimizer.autocast():
         logp, mask = completion_logprobs(
@@ -147,7 +147,7 @@ def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
     size, tokens = parallel.totals(advantages.size, batch.tokens)
     parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
-    reads = [batch.asked.read.some(part) for part in parts]
+    reads = [batch.asked.some(part).read for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
     given, old, stats = len(batch.asked.turn), {}, {}
 
@@ -216,7 +216,8 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
     mine = parallel.share(list(enumerate(chosen)))
     seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
     with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config.reasoning > 0)
+        pairs = [(x.question, x.answer) for _, x in mine]
+        asked = statements.ask(lm, prompt, pairs, config.reasoning > 0, adapter=config.adapter)
         batch = statements.rollout(
             lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds, config.reasoning
         )
@@ -243,7 +244,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
     """All that can be said, its rewards, update. -> what is logged; `distinct` counts what is said once in 100 times"""
     mine = parallel.share(chosen)
     with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine])
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine], adapter=config.adapter)
     rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in mine], device=lm.device)  # (Q, C)
     stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
     chance = torch.tensor(parallel.gather(logp.exp().tolist()))  # (Q, C), of all processes, as what follows

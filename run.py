@@ -16,8 +16,8 @@ FILES = {  # the stages in their order, and what each of them writes
     "sample": ("samples.jsonl", "seconds.jsonl"),
     "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    "eval": ("predictions.jsonl", "report.json", "report.md", "report.html", "reliability.png", "risk_coverage.png",
-             "entropy.png", "training.png"),
+    "eval": ("adapter/README.md", "predictions.jsonl", "report.json", "report.md", "report.html", "reliability.png",
+             "risk_coverage.png", "entropy.png", "training.png"),
 }
 STAGES = tuple(FILES)
 FORMAT = 3  # of the files; what a version with another one made is made again
@@ -82,6 +82,11 @@ class Config:
     micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None)
     recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
+    adapter: str = flag("turn", "where it is on; turn: from the confidence turn on, so that what was read once serves "
+                        "all rollouts; everywhere: it reads the question and the answer too, costs several times as "
+                        "much, and can be merged", "train", choices=("turn", "everywhere"))  # fmt: skip
+    tensorboard: str = flag("off", "also write the log of stage 3 for TensorBoard, to the folder tensorboard", None,
+                            choices=("off", "on"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
 
@@ -238,9 +243,12 @@ class Run:
 
         Raises ValueError for a file that was altered since.
         """
-        if stage not in self.stages() or not all(self.path(name).exists() for name in FILES[stage]):
+        digests = self.stages().get(stage, {}).get("sha256")
+        if not isinstance(digests, dict) or digests.keys() != set(FILES[stage]):  # not there, or of another version
             return False
-        for name, digest in self.stages()[stage]["sha256"].items():
+        if not all(self.path(name).exists() for name in FILES[stage]):
+            return False
+        for name, digest in digests.items():
             if _digest(self.path(name)) != digest:
                 raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
                                  "made again")  # fmt: skip
@@ -253,10 +261,9 @@ class Run:
     def stages(self):
         """The stages that are finished, and what each of them cost. -> {stage: dict}"""
         found = self.read("stages.json") if self.path("stages.json").exists() else {}
-        whole = isinstance(found, dict) and found.keys() <= FILES.keys() and all(
-            isinstance(x, dict) and isinstance(x.get("key"), str) and isinstance(x.get("sha256"), dict)
-            and x["sha256"].keys() == set(FILES[name]) for name, x in found.items()
-        )  # fmt: skip
+        whole = isinstance(found, dict) and all(
+            isinstance(x, dict) and isinstance(x.get("key"), str) for x in found.values()
+        )
         if not whole:
             raise ValueError(f"{self.path('stages.json')} is damaged: delete it, and all is made again")
         return found

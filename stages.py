@@ -4,7 +4,8 @@
     calibrate  samples -> entropy -> P(correct)                      targets.jsonl, platt.json
     train      targets -> an adapter that states them                adapter/, metrics.jsonl
 
-`answer_questions` is what all of it is for: one answer and one confidence, in two short generations.
+`answer_questions` is what all of it is for: one answer and one confidence, in two short generations. `merge` makes an
+ordinary model of it.
 """
 
 import json
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 import amp
 import baselines
+import card
 import data
 import entropy
 import lm
@@ -212,28 +214,49 @@ def train(config, run, model, prompt):
                 said.add(sentence)
                 tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
+    board = tensorboard(run.path("tensorboard")) if config.tensorboard == "on" and first() else None
+
     def on_step(record):
         log.append(record)
         run.append("metrics.jsonl", record)
+        for name, value in record.items() if board else ():
+            if value is not None:
+                board.add_scalar(name, value, record["step"])
         if len(log) >= report.WINDOW:
             warn(log[-report.WINDOW :])
 
     saved = run.unfinished("train", config, "safetensors")
     rl.train(model, prompt, items, rewards.chosen(config), config, on_step, saved)
     warn(log)
+    if board:
+        board.close()
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     if first():
-        lora.save_adapter(model, run.path("adapter"), turn)
+        lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
+
+
+def tensorboard(folder):
+    """A writer of its log. Raises ValueError if the package is not there."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard on needs a package: pip install tensorboard") from None
+    return SummaryWriter(folder)
 
 
 # ---- using the result -------------------------------------------------------------------------------------------
 
 
-def answer_questions(config, run, questions):
-    """Question texts -> [{"question", "answer", "confidence"}]: each is read once, answered, and judged."""
+def load_trained(config, run):
+    """-> LM with the adapter of a run, and Prompt"""
     check(config)
     model, prompt = load_model(config, run)
     lora.load_adapter(model, run.path("adapter"))
+    return model, prompt
+
+
+def answer_questions(config, model, prompt, questions):
+    """Question texts -> [(answer, confidence or None)]: each is read once, answered, and judged."""
     found, seeds = {}, [lm.seed_of(config.seed, "use", q) for q in questions]
     prompts = [prompt.answer(q) for q in questions]
     stop, way = lm.stop_ids(model, "\n"), {"stated": "trained", "expected": "expected"}[config.readout]
@@ -242,7 +265,23 @@ def answer_questions(config, run, questions):
         with lora.adapter(model, False):
             drawn = lm.sample(model, read, [config.answer_temperature], config.answer_tokens, stop, own)
         pairs = [(questions[i], data.clean_answer(model.decode(c))) for i, (c,) in zip(batch, drawn, strict=True)]
-        stated, _, _ = statements.state(model, prompt, pairs, [way], config.reasoning, read)[way]
-        found |= {i: {"question": q, "answer": a, "confidence": c}
-                  for i, (q, a), c in zip(batch, pairs, stated, strict=True)}  # fmt: skip
+        stated, _, _ = statements.state(model, prompt, pairs, [way], config.reasoning, read, config.adapter)[way]
+        found |= {i: (a, c) for i, (_, a), c in zip(batch, pairs, stated, strict=True)}
     return [found[i] for i in range(len(questions))]
+
+
+def merge(config, run, out):
+    """Write the trained model to a new folder, as an ordinary one.
+
+    Raises ValueError where the adapter is not on everywhere: an ordinary model has no switch.
+    """
+    if config.adapter != "everywhere":
+        raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
+                         "switch: train it with --adapter everywhere")  # fmt: skip
+    model, _ = load_trained(config, run)
+    lora.merge(model)
+    temporary = out.with_name(f".{out.name}.tmp")
+    model.model.save_pretrained(temporary)
+    model.tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(card.merged(run.read("report.json")), encoding="utf-8")
+    temporary.rename(out)

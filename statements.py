@@ -27,21 +27,27 @@ NUMBER_TOKENS = 6  # the longest statement
 
 @dataclass(frozen=True)
 class Asked:
-    """Q questions with their answers, read by the base model, and the turn that every statement begins with."""
+    """Q questions with their answers, and the turn that every statement begins with."""
 
-    read: Read
+    read: Read | list  # by the base model; or the token ids, which the adapter is to read for each use
     turn: list  # token ids of "Confidence:"
 
+    def __len__(self):
+        return len(self.read.prompts if isinstance(self.read, Read) else self.read)
+
     def some(self, chosen):
-        return Asked(self.read.some(chosen), self.turn)
+        some = self.read.some(chosen) if isinstance(self.read, Read) else [self.read[q] for q in chosen]
+        return Asked(some, self.turn)
 
 
-def ask(lm, prompt, pairs, reason=False, read=None):
+def ask(lm, prompt, pairs, reason=False, read=None, adapter="turn"):
     """(question, answer) pairs -> Asked. reason: the turn begins with the reasoning.
 
-    read: what the model has read to answer the questions (frozen), to go on from.
+    read: what the model has read to answer the questions (frozen), to go on from. adapter: as the setting.
     """
     contexts, turns = zip(*(prompt.confidence(q, a, reason) for q, a in pairs), strict=True)
+    if adapter == "everywhere":
+        return Asked(list(contexts), turns[0])
     if read is None:
         return Asked(Read(lm, list(contexts), frozen=True), turns[0])
     return Asked(read.then([c[len(p) :] for c, p in zip(contexts, read.prompts, strict=True)]), turns[0])
@@ -71,7 +77,7 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0, number_to
     A completion is the turn and the sampled number. With reasoning > 0 the model first writes up to that many tokens,
     to the end of the line. Forced tokens are no actions.
     """
-    size, turn = len(asked.read.prompts), asked.turn
+    size, turn = len(asked), asked.turn
     completions, actions = ([[x] * group for _ in range(size)] for x in (turn, [0] * len(turn)))
 
     def extend(rows, choice):
@@ -108,7 +114,7 @@ def _written(lm, ids, text):
 
 def log_policy(lm, asked, said, temperature=1.0, recompute=False):
     """log pi(c) of each question and percentage. -> (Q, C), with gradient"""
-    completions = [[asked.turn + ids for ids in said.values()]] * len(asked.read.prompts)
+    completions = [[asked.turn + ids for ids in said.values()]] * len(asked)
     logp, _ = completion_logprobs(lm, asked.read, completions, temperature, recompute, given=len(asked.turn))
     return logp.sum(-1).view(-1, len(said))
 
@@ -159,8 +165,8 @@ def p_true(lm, asked):
     """P(True) against P(False), where the turn asks for one of them. -> Q floats, None if it cannot be written"""
     words = {text: lm.proceed(f" {text}") for text in ("True", "False")}
     if not all(_written(lm, ids, text) for text, ids in words.items()):
-        return [None] * len(asked.read.prompts)
-    said = [[asked.turn + ids for ids in words.values()]] * len(asked.read.prompts)
+        return [None] * len(asked)
+    said = [[asked.turn + ids for ids in words.values()]] * len(asked)
     logp, _ = completion_logprobs(lm, asked.read, said, given=len(asked.turn))
     return logp.sum(-1).view(-1, 2).softmax(-1)[:, 0].tolist()
 
@@ -169,22 +175,22 @@ def expect(lm, asked):
     """The expected confidence in each answer, None where it is likelier that no number would be stated."""
     said = whole_numbers(lm)
     if not said:
-        return [None] * len(asked.read.prompts)
+        return [None] * len(asked)
     mean, number = expected_confidence(whole_number_chance(lm, asked, said), said)
     return [c if p >= 0.5 else None for c, p in zip(mean.tolist(), number.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def state(lm, prompt, pairs, ways, reasoning=0, read=None):
+def state(lm, prompt, pairs, ways, reasoning=0, read=None, where="turn"):
     """What the model says about a batch of (question, answer) pairs. -> {way: (confidences, tokens, seconds)}
 
     ways: "trained", and with the adapter off "untrained" and "zero-shot", one greedy statement; "expected", the mean of
     what would be said with the adapter on, and "p-true", for which nothing is generated. A confidence is None where
-    none is stated; tokens and seconds are sums over the batch. The base model reads each pair once for all of them;
-    read: as for `ask`.
+    none is stated; tokens and seconds are sums over the batch. The base model reads each pair once for all of them.
+    read: as for `ask`; where: the setting `adapter`.
     """
     start = time.perf_counter()
-    asked = ask(lm, prompt, pairs, reasoning > 0 and "p-true" not in ways, read)
+    asked = ask(lm, prompt, pairs, reasoning > 0 and "p-true" not in ways, read, where)
     reading, found = time.perf_counter() - start, {}
     for way in ways:
         start, tokens = time.perf_counter(), 0

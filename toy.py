@@ -174,7 +174,9 @@ def error(model, tok, world):
     vocab = tok.get_vocab()
     names = zip(world.family, world.subject, strict=True)
     ids = torch.tensor([tok(f"Question: {f} of {s}\nAnswer:").input_ids for f, s in names])
-    logits = torch.cat([model(input_ids=x.to(model.device)).logits[:, -1] for x in ids.split(512)])
-    probs = logits.float().softmax(-1).cpu()  # (N, V)
     first = torch.tensor([vocab[" " + a] for a in world.answers[:, 0]])
-    return float(np.abs(probs.gather(1, first[:, None])[:, 0].numpy() - world.probs[:, 0]).mean())
+    probs = []
+    for x, y in zip(ids.to(model.device).split(512), first.to(model.device).split(512), strict=True):
+        logits = model(input_ids=x, logits_to_keep=1).logits[:, 0]  # (B, V)
+        probs.append(logits.float().softmax(-1).gather(1, y[:, None])[:, 0].cpu())
+    return float(np.abs(torch.cat(probs).numpy() - world.probs[:, 0]).mean())

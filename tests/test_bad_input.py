@@ -235,8 +235,9 @@ def test_an_adapter_of_another_model(copy, call, finished, tiny, tmp_path, capsy
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", "{}x", "config.json"), ("config.json", '{"no_such_setting": 1}', "made by another version"),
     ("config.json", "[]", "made by another version"), ("stages.json", "[", "stages.json"),
-    ("stages.json", '{"train": {"key": "x"}}', "stages.json is damaged"),
-    ("stages.json", '{"train": {"key": "x", "sha256": {}}}', "stages.json is damaged"),
+    ("stages.json", '{"train": {"key": "x"}}', "holds no trained adapter"),
+    ("stages.json", '{"train": {"key": "x", "sha256": {}}}', "holds no trained adapter"),
+    ("stages.json", '{"train": {"key": 7}}', "stages.json is damaged"),
     ("adapter/adapter_config.json", "{", "adapter_config.json"),
     ("adapter/adapter_model.safetensors", "", "is not what `train` wrote"),
 ])  # fmt: skip

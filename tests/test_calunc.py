@@ -38,7 +38,7 @@ PICTURES = ("entropy.png", "reliability.png", "risk_coverage.png", "training.png
 MADE = {  # the artefacts of each stage
     "sample": ("samples.jsonl", "seconds.jsonl"), "calibrate": ("targets.jsonl", "platt.json"),
     "train": ("metrics.jsonl", "adapter/adapter_model.safetensors"),
-    "eval": ("predictions.jsonl", "report.json", "report.md", "report.html", *PICTURES),
+    "eval": ("adapter/README.md", "predictions.jsonl", "report.json", "report.md", "report.html", *PICTURES),
 }  # fmt: skip
 
 
@@ -703,7 +703,7 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
     """A finished run with chosen statements: four untrained and two trained ones of eight are malformed."""
     said = {False: [None, 0.9, None, 0.9, 0.8, None, 1.0, None], True: [0.1, 0.35, None, 0.8, 0.5, 0.35, None, 0.2]}
 
-    def state(model, prompt, pairs, ways, reasoning):
+    def state(model, prompt, pairs, ways, reasoning, where):
         """Questions may come in any order: what is said goes by the question."""
         assert len(pairs) == 8 and ways == ["untrained", "trained", "expected"]
         test = [row["question"] for row in rows(out / "samples.jsonl") if row["part"] == "test"]

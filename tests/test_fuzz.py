@@ -142,11 +142,10 @@ def test_a_run_folder_with_anything_in_a_file(finished, tmp_path, name, content)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(finished, folder)
     (folder / name).write_bytes(content)
-    args, config = calunc.parse(["ask", "why", "--run", str(folder)])
     with pytest.raises(ValueError, match=re.escape(str(folder))):
-        calunc.trained_run(args, config)
+        calunc.trained_run(folder, {})
         for stage in STAGES[:3]:
-            Run(folder).done(stage, config)
+            Run(folder).finished(stage)
 
 
 REAL = ("temperature", "lr", "kl", "gamma", "alpha", "tolerance", "clip")

@@ -60,8 +60,8 @@ def test_the_mathematics_needs_numpy_alone(name):
 
 def test_only_pinned_packages_are_imported():
     pinned = {line.split("==")[0] for line in requirements()}
-    # these two come with transformers and torch
-    others = {"tokenizers", "safetensors", "tqdm"}
+    # these come with transformers and torch
+    others = {"tokenizers", "safetensors", "tqdm", "huggingface_hub"}
     for name, path in MODULES.items():
         assert imports(path) - sys.stdlib_module_names - set(MODULES) <= pinned | others, name
 
