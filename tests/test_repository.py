@@ -223,3 +223,19 @@ def test_scripts_answer_help(path):
     said = help_of(path)
     assert said.startswith(f"usage: {path.name}")
     assert len(said.split()) > 15
+
+
+def test_the_line_counts_of_the_readme_are_about_right():
+    rows = re.findall(r"^\| \[([\w./]+)\]\([\w./]+\) \| (\d+) \| ", README, re.MULTILINE)
+    assert {f"{name}.py" for name in MODULES} <= {name for name, _ in rows}
+    for name, lines in rows:
+        count = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert abs(count - int(lines)) <= max(9, 0.1 * count), (name, count)
+
+
+def test_the_citation_is_whole():
+    import yaml
+
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["license"] == "MIT" and "2603.06317" in json.dumps(found, default=str)
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
