@@ -6,6 +6,7 @@ A stage is skipped when it was finished with the same settings, and every artefa
 import contextlib
 import difflib
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -158,6 +159,8 @@ def check(config):
         raise ValueError("--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...")
     if config.model == "toy" and config.prompt == "chat":
         raise ValueError("the toy model has no chat template: use --prompt fewshot")
+    if config.tensorboard == "on" and not importlib.util.find_spec("tensorboard"):
+        raise ValueError("--tensorboard on needs a package: pip install tensorboard")
     if config.folds < 2 or config.rollouts < 2:
         raise ValueError("--folds and --rollouts must be at least 2")
     if config.readout == "expected" and config.reasoning:

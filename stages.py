@@ -207,14 +207,17 @@ def train(config, run, model, prompt):
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     log, said = [], set()
     run.write("metrics.jsonl", log)
+    board = None
+    if config.tensorboard == "on" and first():
+        from torch.utils.tensorboard import SummaryWriter  # only here: its package may not be there
+
+        board = SummaryWriter(run.path("tensorboard"))
 
     def warn(steps):
         for sentence in report.troubles(steps):
             if first() and sentence not in said:
                 said.add(sentence)
                 tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
-
-    board = tensorboard(run.path("tensorboard")) if config.tensorboard == "on" and first() else None
 
     def on_step(record):
         log.append(record)
@@ -233,15 +236,6 @@ def train(config, run, model, prompt):
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
-
-
-def tensorboard(folder):
-    """A writer of its log. Raises ValueError if the package is not there."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard on needs a package: pip install tensorboard") from None
-    return SummaryWriter(folder)
 
 
 # ---- using the result -------------------------------------------------------------------------------------------

@@ -186,6 +186,13 @@ def test_tensorboard_has_what_the_log_has(finished, call, tmp_path):
             assert got[record["step"]] == pytest.approx(record[name], rel=1e-6)
 
 
+def test_tensorboard_that_is_not_installed(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert call(tmp_path / "run", "--tensorboard", "on") == 2
+    assert one_sentence(capsys.readouterr()) == "--tensorboard on needs a package: pip install tensorboard"
+    assert not (tmp_path / "run").exists()
+
+
 # TRL
 
 
