@@ -21,7 +21,7 @@ Left out: clusters by entailment, which need another model; ours are by the kern
 import numpy as np
 
 from data import normalise
-from run import nearest
+from settings import nearest
 
 FREE = ("probability", "consistency", "clusters")
 READING = {  # name -> how it is stated, and the prompt that asks for it

@@ -22,20 +22,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from run import (
-    STAGES,
-    TOY,
-    Config,
-    Run,
-    check,
-    first,
-    nearest,
-    nearest_file,
-    option,
-    processes,
-    settings_key,
-    usual,
-)
+from run import STAGES, Run, first, settings_key
+from settings import TOY, Config, check, nearest, nearest_file, option, processes, usual
 
 
 class Parser(argparse.ArgumentParser):

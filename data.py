@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from run import FACTS, nearest, nearest_file
+from run import FACTS
+from settings import nearest, nearest_file
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from cost import Size, Work
 from lora import adapter
 from prefix import LOGITS, Read, check_context, chunks, feed, tree_of
-from run import nearest_file
+from settings import nearest_file
 
 BREAK = "\ue000"  # of private use; what stands on its two sides is encoded apart
 

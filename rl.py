@@ -265,7 +265,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
 def train(lm, prompt, items, reward, config, on_step, saved=None):
     """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same expected reward.
 
-    lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: run.Config.
+    lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: settings.Config.
     on_step(dict): called with the metrics of every step, and first with those of the steps that the checkpoint has.
     saved: the path of a checkpoint, to go on from if it is there and to be kept up to date. After 5 optimiser steps in
     a row without a finite gradient it stops; such steps change nothing, so what is left are the last good weights.

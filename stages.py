@@ -33,7 +33,8 @@ import statements
 import toy
 from parallel import Journal
 from prefix import Read, check_context
-from run import check, first
+from run import first
+from settings import check
 
 # ---- what the stages share --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import lora
 import rl
 import statements
 from bench.setting import MODEL, fewshot_questions, take_turns
-from run import Config
+from settings import Config
 
 QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32, 64), (64, 128, 256, 512)
 

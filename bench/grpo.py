@@ -51,7 +51,7 @@ def ours():
     import lora
     import rl
     import statements
-    from run import Config
+    from settings import Config
 
     model, prompt, items = problem()
     lora.add_lora(model, RANK, 2 * RANK)

@@ -16,7 +16,7 @@ import statements
 from bench import grpo
 from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_turns
 from prefix import Read
-from run import Config
+from settings import Config
 
 SAMPLES, ANSWER_TOKENS = 10, 16
 

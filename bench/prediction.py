@@ -18,7 +18,7 @@ import lm
 import lora
 import rl
 from bench.setting import MODEL, ROOT, fewshot_questions
-from run import Config
+from settings import Config
 
 GPU = 100e12  # useful FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
 # the published shapes of SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B

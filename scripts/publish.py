@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from report import METHODS, fill  # noqa: E402
-from run import usual  # noqa: E402
+from settings import usual  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
          "environment.json")  # fmt: skip

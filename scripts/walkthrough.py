@@ -24,7 +24,8 @@ import data  # noqa: E402
 import lm  # noqa: E402
 import lora  # noqa: E402
 import statements  # noqa: E402
-from run import Config, Run, write_whole  # noqa: E402
+from run import Run, write_whole  # noqa: E402
+from settings import Config  # noqa: E402
 
 DOCS = ROOT / "docs"
 MEASURED, TEMPLATE, DOCUMENT = (DOCS / f"walkthrough.{suffix}" for suffix in ("json", "template.md", "md"))

@@ -5,13 +5,13 @@ import json
 
 import torch
 
-import run
+import settings
 import statements
 from amp import Optimizer
 from lora import adapter
 from rl import update
 
-Config = functools.partial(run.Config, kl=0.0)
+Config = functools.partial(settings.Config, kl=0.0)
 SUBJECTS = ["Zorva", "Kelo", "Mira", "Tavu"]
 ASKED = [("banner of Zorva", "red"), ("river of Kelo", "blue"), ("crown of Mira", "ruby"), ("temple of Tavu", "x y")]
 

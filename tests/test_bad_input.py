@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import calunc
 import lm as language
 from report import troubles
-from run import Config, Run, check
+from run import Run
+from settings import Config, check
 
 GOOD = {"question": "a", "answers": ["b"]}
 LINES = {  # a file of this name holds questions, and then this line

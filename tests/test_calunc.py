@@ -30,7 +30,8 @@ import stages
 import statements
 import toy
 from report import METHODS
-from run import STAGES, Config, Run, check
+from run import STAGES, Run
+from settings import Config, check
 
 ROOT = Path(calunc.__file__).parent
 PARTS = {"platt": 6, "train": 10, "test": 8}

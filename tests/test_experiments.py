@@ -12,7 +12,8 @@ import eval as ev
 from experiments import __main__ as main
 from experiments import scores, tables
 from experiments.grid import TABLES, Table, slug
-from run import Config, Run, check, key
+from run import Run, key
+from settings import Config, check
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -15,7 +15,8 @@ import data
 import entropy
 import eval
 import platt
-from run import STAGES, Config, Run, check
+from run import STAGES, Run
+from settings import Config, check
 
 # what tmp_path holds is written anew by each example
 reused = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,7 @@ import page
 import report
 from page import FIGURES
 from platt import Platt
-from run import Config
+from settings import Config
 
 VOID = {"meta", "input", "img", "br", "link"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)

@@ -8,7 +8,7 @@ import pytest
 
 from rewards import brier_reward, calibration_reward, chosen, log_reward
 from rl import Item
-from run import Config
+from settings import Config
 
 
 @pytest.mark.parametrize(
