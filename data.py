@@ -137,7 +137,8 @@ def load(name, held_out=False):
         elif Path(part).is_file():
             found = from_jsonl(part)
         else:
-            near = nearest(part, ["facts", *HUB]) or nearest_file(part) or f"choose from facts, {', '.join(HUB)}"
+            near = [nearest_file(part), nearest(part, ["facts", *HUB])][:: 1 if Path(part).suffix else -1]
+            near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
             raise ValueError(f"no data set or file called {part!r}; {near}")
         questions += [replace(q, source=part) for q in found]
     ids = Counter(q.id for q in questions).most_common(1)

@@ -166,6 +166,13 @@ def test_a_run_that_cannot_be(case, files, call, capsys):
     assert tree(files) == before
 
 
+def test_a_misspelt_file_is_no_misspelt_set(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "questions.jsonl", [GOOD])
+    assert call(tmp_path / "run", dataset="question.jsonl") == 2
+    assert "did you mean './questions.jsonl'?" in one_sentence(capsys.readouterr())  # and not web_questions
+
+
 @pytest.mark.parametrize("argv, message", [
     (["ask", "--run", "{run}"], "ask needs a question"),
     (["ask", "", "--run", "{run}"], "ask needs a question"),
