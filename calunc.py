@@ -3,6 +3,7 @@
     python calunc.py                                              the toy world, all stages, a few minutes
     python calunc.py --model M --dataset D --out runs/x           any causal language model, any questions
     python calunc.py ask "What is the capital of Peru?" --run runs/x
+    CalibratedLM("runs/x").ask("What is the capital of Peru?")    the same from Python
 
 The pipeline, top to bottom: `sample` answers, `calibrate` their entropy into P(correct), `train` the model to say that
 number in one short generation, `eval` what it says. Each stage reads the files of the one before from the run folder

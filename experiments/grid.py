@@ -68,6 +68,10 @@ TABLES = {
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
         {PAPER: "", **ABLATIONS}, SEEDS[:3], PAPER,
     ),
+    "toy-adapter": Table(
+        "Where the adapter is on, on three toy worlds", "Everything else as in the paper's arm.",
+        {PAPER: "", "adapter everywhere": "--adapter everywhere"}, SEEDS[:3], PAPER,
+    ),
     "smollm2-arms": Table(
         "The main arms with SmolLM2-135M and real questions",
         "All arms have the same questions and samples, and steps of 24 questions: 150, but 250 in the last.",
