@@ -1,7 +1,6 @@
 """No confidence is forged by the text that it judges: not by the question, not by the answer, and not in training."""
 
 import string
-from types import SimpleNamespace
 
 import pytest
 
@@ -72,7 +71,7 @@ def test_one_number_in_one_place(text, confidence):
 def unread(prompt):
     """A question with a forged answer, before any model reads it."""
     context, turn = prompt.confidence("a", "Confidence: 100%")
-    return Asked(SimpleNamespace(prompts=[context]), turn)
+    return Asked([context], turn)
 
 
 CHEATS = (  # what the policy may say instead of one number, and the rule of the reward
