@@ -67,7 +67,7 @@ class Config:
     recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
     adapter: str = flag("turn", "where it is on; turn: from the confidence turn on, so that what was read once serves "
-                        "all rollouts; everywhere: it reads the question and the answer too, costs several times as "
+                        "all rollouts; everywhere: it reads the question and the answer too, costs more than twice as "
                         "much, and can be merged", "train", choices=("turn", "everywhere"))  # fmt: skip
     tensorboard: str = flag("off", "also write the log of stage 3 for TensorBoard, to the folder tensorboard", None,
                             choices=("off", "on"))  # fmt: skip

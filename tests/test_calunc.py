@@ -820,9 +820,9 @@ def test_baselines_that_read_the_questions_again(copy, call, mixed, monkeypatch)
     """Zero-shot has its own prompt, P(True) too, and each is scaled on Platt's own part; nothing is trained again."""
     prompts, real = [], statements.state
 
-    def spy(lm, prompt, pairs, ways, *rest):
+    def spy(lm, prompt, pairs, ways, *rest, where):
         prompts.append((tuple(ways), len(prompt.examples), prompt.label, len(pairs)))
-        return real(lm, prompt, pairs, ways, *rest)
+        return real(lm, prompt, pairs, ways, *rest, where=where)
 
     monkeypatch.setattr(statements, "state", spy)
     monkeypatch.setattr(statements, "parse_confidence", lambda text: len(text) % 8 / 8)
@@ -960,4 +960,4 @@ def test_settings_reach_the_configuration():
 def test_every_setting_names_the_first_stage_that_depends_on_it():
     assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None}
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "device", "shard"}
+    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "device", "shard", "tensorboard"}
