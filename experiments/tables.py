@@ -199,10 +199,12 @@ def write(name, table, root, results):
         run: {s: of["seconds"] for s, of in json.loads(path.read_text()).items() if ("samples" in run) == (s in BEFORE)}
         for run, path in runs.items()
     }
+    flops = {run: json.loads(path.read_text()).get("train", {}).get("flops") for run, path in runs.items()}
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
+        "training flops": {run: count for run, count in flops.items() if count},
         "environment": first.read("environment.json"), "parts": found, "reward": earned,
     })  # fmt: skip
     e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
