@@ -71,7 +71,7 @@ def share(items):
 def wait():
     """Until all are here, and see what the first one has written."""
     if size() > 1:
-        dist.all_reduce(torch.zeros(1))
+        dist.barrier()
 
 
 def gather(mine):
