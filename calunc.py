@@ -117,8 +117,7 @@ def pipeline(args, config):
         run.start(stage)
         start = time.perf_counter()
         run_stage[stage]()
-        work = model.work.take()
-        cost = dict(zip(work, parallel.totals(*work.values()), strict=True))
+        cost = parallel.totals(**model.work.take())
         run.finish(stage, config, loading, time.perf_counter() - start, cost)
         parallel.wait()
         loading = 0.0
@@ -178,9 +177,10 @@ def trained_run(folder, settings):
     return replace(own, **({"shard": "off"} | settings)), run
 
 
-def given(config):
-    """The settings of this call, as far as they are not the default's."""
-    return {name: value for name, value in asdict(config).items() if value != usual("toy")[name]}
+def used(args, config):
+    """The run folder that a call uses, and the settings that it names, as far as they are not the default's."""
+    default = usual("toy")
+    return args.run or "runs/toy", {name: value for name, value in asdict(config).items() if value != default[name]}
 
 
 def ask(args, config):
@@ -188,7 +188,8 @@ def ask(args, config):
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
     if args.out or args.input:
         raise ValueError("ask takes no --out and no --in; --run names the run folder")
-    answer = CalibratedLM(args.run or "runs/toy", **given(config)).ask(args.question)
+    folder, settings = used(args, config)
+    answer = CalibratedLM(folder, **settings).ask(args.question)
     said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
     print(f"{answer.text}  ({said})")
 
@@ -208,9 +209,9 @@ def predict(args, config):
     import data
 
     questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
-    answers = CalibratedLM(args.run or "runs/toy", **given(config)).ask_all(questions)
-    rows = [{"question": q} | {"answer": a.text, "confidence": a.confidence} for q, a in
-            zip(questions, answers, strict=True)]  # fmt: skip
+    folder, settings = used(args, config)
+    pairs = zip(questions, CalibratedLM(folder, **settings).ask_all(questions), strict=True)
+    rows = [{"question": q, "answer": a.text, "confidence": a.confidence} for q, a in pairs]
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
 
@@ -221,7 +222,7 @@ def merge(args, config):
     out = writable(args)
     if out.exists():
         raise ValueError(f"{out} is there already: name a new folder")
-    config, run = trained_run(args.run or "runs/toy", given(config))
+    config, run = trained_run(*used(args, config))
     if not run.finished("eval"):
         raise ValueError(f"{run.folder} has no report yet: run `python calunc.py --out {run.folder}` first")
     import stages

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from report import METHODS, plain
+from report import METHODS, number, plain
 
 SHOWN = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
 
@@ -37,11 +37,11 @@ def _card(report, library, text):
     base = Path(config["model"]).name if Path(config["model"]).exists() else config["model"]
     for part, of in report["sets"].items():
         row = of["methods"][METHODS["trained"]]
-        rows.append(f"| {plain(part)} | {of['n']} | " + " | ".join(_number(row[m]) for m in SHOWN) + " |")
+        rows.append(f"| {plain(part)} | {of['n']} | " + " | ".join(number(row[m]) for m in SHOWN) + " |")
         results += [
             EvalResult(task_type="text-generation", dataset_type=config["dataset"], dataset_name=part,
                        dataset_split=part, metric_type=metric, metric_name=name, metric_value=row[metric])
-            for metric, name in SHOWN.items() if row[metric] is not None and row[metric] == row[metric]
+            for metric, name in SHOWN.items() if number(row[metric]) != "n/a"
         ]  # fmt: skip
     data = ModelCardData(library_name=library, base_model=base, tags=["calibration", "uncertainty"],
                          model_name=f"{base} that says how sure it is", eval_results=results)  # fmt: skip
@@ -51,7 +51,3 @@ def _card(report, library, text):
         "", *text, "", "| stated confidence, trained | n | " + " | ".join(SHOWN.values()) + " |",
         "|---|---:|" + "---:|" * len(SHOWN), *rows, "", "What could not be parsed counts as worst.", "",
     ])  # fmt: skip
-
-
-def _number(value):
-    return "n/a" if value is None or value != value else f"{value:.3f}"

@@ -137,7 +137,9 @@ def load(name, held_out=False):
         elif Path(part).is_file():
             found = from_jsonl(part)
         else:
-            near = [nearest_file(part), nearest(part, ["facts", *HUB])][:: 1 if Path(part).suffix else -1]
+            near = [nearest(part, ["facts", *HUB]), nearest_file(part)]
+            if Path(part).suffix:  # a file was meant
+                near.reverse()
             near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
             raise ValueError(f"no data set or file called {part!r}; {near}")
         questions += [replace(q, source=part) for q in found]

@@ -118,6 +118,19 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 
+def save(model, tokenizer, folder, card=""):
+    """Write an ordinary Hugging Face folder, with a model card if there is one; whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    except Exception as error:  # libraries that raise no OSError where a disk is full
+        raise OSError(f"{temporary}: {error}") from None
+    if card:
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    temporary.rename(folder)
+
+
 def seed_of(*parts):
     """A seed from names and numbers, the same in every process (Python's own `hash` is salted)."""
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")

@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from report import COLUMNS, METHODS
+from report import COLUMNS, METHODS, STAGE_COST, number, stage_costs
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {  # name of the file -> heading, what is to be seen in it
@@ -67,11 +67,6 @@ def text(value):
 def data(value):
     """JSON that may stand in a <script>: in ASCII, without what could end it."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(ESCAPED)
-
-
-def number(value, digits=3):
-    """None and nan, which a metric is where it is not defined, are n/a."""
-    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _question(row, sample):
@@ -158,14 +153,8 @@ def _figure(title, caption, png):
 def _cost(report):
     questions = {METHODS.get(name, "Answer alone"): [number(c["tokens"], 1), number(c["seconds"])]
                  for name, c in report["cost"].items()}  # fmt: skip
-    peak, stages = report["environment"]["matmul_gflops"], {}
-    for name, stage in report["stages"].items():
-        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
-        stages[name] = [number(stage["seconds"], 0), f"{stage['tokens']:,}", f"{stage['flops'] / 1e9:,.0f}",
-                        number(speed, 1), number(speed / peak, 2)]  # fmt: skip
-    heads = ["Stage", "Seconds", "Tokens read", "GFLOP", "GFLOP/s", "of a matrix product"]
     return (table("For each question", ["", "Generated tokens", "Seconds"], questions)
-            + table("For each stage", heads, stages))  # fmt: skip
+            + table("For each stage", ["Stage", *STAGE_COST], stage_costs(report)))  # fmt: skip
 
 
 def _settings(report):

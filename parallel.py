@@ -87,9 +87,10 @@ def gather(mine):
     return [parts[i % size()][i // size()] for i in range(sum(map(len, parts)))]
 
 
-def totals(*numbers):
-    """The sum of each number over all processes."""
-    return [sum(of) for of in zip(*gather([numbers]), strict=True)]
+def totals(**numbers):
+    """The sum of each number over all processes. -> {name: sum}"""
+    each = gather([numbers])
+    return {name: sum(of[name] for of in each) for name in numbers}
 
 
 def add_gradients(parameters):
@@ -132,7 +133,6 @@ class Journal:
     def __init__(self, run, stage, config):
         self.files = run.unfinished(stage, config, "{}.jsonl")
         self.own = self.files.with_name(self.files.name.format(rank()))
-        self._read()  # what is damaged is not used
         if self.own.exists():  # without a last line that was cut short
             write_whole(self.own, "".join(json.dumps(row) + "\n" for row in read_lines(self.own)).encode())
 

@@ -93,12 +93,13 @@ def build(rows, fit, log, cost, stages, config, environment):
     sets = {}
     for part in dict.fromkeys(r["part"] for r in rows):
         sets[part] = _evaluate([r for r in rows if r["part"] == part], config)
+    learned = rl_steps(log)
     return {
         "sets": sets,
         "cost": cost,
         "stages": stages,
         "platt": {"a": fit.a, "b": fit.b, "formula": fit.formula(), "fingerprint": fit.fingerprint},
-        "training": {"first": learned[0], "last": learned[-1]} if (learned := rl_steps(log)) else {},
+        "training": {"first": learned[0], "last": learned[-1]} if learned else {},
         "warnings": [*(f"Platt scaling: {w}" for w in fit.warnings), *_warnings(sets, log)],
         "config": asdict(config),
         "environment": environment,
@@ -213,13 +214,14 @@ def markdown(report):
             lines += ["Distillation error: student v teacher. Teacher error: teacher v the known probability.", "",
                       "| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]  # fmt: skip
             for pair, a in s["agreement"].items():
-                lines.append(f"| {pair} | {a['n']} | {a['mean_absolute_difference']:.3f} | {_number(a['spearman'])} |")
+                cells = f"{a['n']} | {number(a['mean_absolute_difference'])} | {number(a['spearman'], 2)}"
+                lines.append(f"| {pair} | {cells} |")
             lines.append("")
         if "families" in s:
             lines += ["| Family | n | Accuracy | AUROC untrained | AUROC trained | AUROC teacher | ECE trained |",
                       "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
             for family, f in s["families"].items():
-                aurocs = " | ".join(_number(f[m]["auroc"]) for m in ("untrained", "trained", "target"))
+                aurocs = " | ".join(number(f[m]["auroc"], 2) for m in ("untrained", "trained", "target"))
                 cells = f"{f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f}"
                 lines.append(f"| {plain(family)} | {cells} |")
             lines.append("")
@@ -229,13 +231,9 @@ def markdown(report):
     lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
     for name, c in report["cost"].items():
         lines.append(f"| {METHODS.get(name, 'Answer alone')} | {c['tokens']:.1f} | {c['seconds']:.3f} |")
-    lines += ["", "## Cost of each stage", "", "| | Seconds | Tokens read | GFLOP | GFLOP/s | of a matrix product |",
-              "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
-    peak = report["environment"]["matmul_gflops"]
-    for name, stage in report["stages"].items():
-        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
-        lines.append(f"| {name} | {stage['seconds']:.0f} | {stage['tokens']:,} | {stage['flops'] / 1e9:,.0f} | "
-                     f"{speed:.1f} | {speed / peak:.2f} |")  # fmt: skip
+    lines += ["", "## Cost of each stage", "", "| | " + " | ".join(STAGE_COST) + " |"]
+    lines.append("|---|" + "---:|" * len(STAGE_COST))
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in stage_costs(report).items()]
     p, c = report["platt"], report["config"]
     versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
     lines += ["", "## Settings", "", f"Platt scaling: P(correct) = {p['formula']}.",
@@ -278,8 +276,22 @@ def _cell(row, name):
     return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _number(value):
-    return "n/a" if np.isnan(value) else f"{value:.2f}"
+def number(value, digits=3):
+    """None and nan, which a metric is where it is not defined, are n/a."""
+    return "n/a" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+STAGE_COST = ("Seconds", "Tokens read", "GFLOP", "GFLOP/s", "of a matrix product")
+
+
+def stage_costs(report):
+    """-> {stage: cells under STAGE_COST}"""
+    found, peak = {}, report["environment"]["matmul_gflops"]
+    for name, stage in report["stages"].items():
+        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
+        found[name] = (f"{stage['seconds']:.0f}", f"{stage['tokens']:,}", f"{stage['flops'] / 1e9:,.0f}",
+                       f"{speed:.1f}", f"{speed / peak:.2f}")  # fmt: skip
+    return found
 
 
 def fill(path, mark, content):

@@ -119,7 +119,7 @@ def warm_up(lm, prompt, items, config, optimizer):
     step = max(5, config.every)
     texts = [lm.proceed(f" {step * round(100 * x.target / step)}%") for x in items]
     mine = parallel.share(list(zip(items, texts, strict=True)))
-    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine], adapter=config.adapter)
+    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine], where=config.adapter)
     completions = [[asked.turn + text] for _, text in mine]
     with optimizer.autocast():
         logp, mask = completion_logprobs(
@@ -127,7 +127,7 @@ def warm_up(lm, prompt, items, config, optimizer):
         )
     loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
-    return {"supervised_loss": parallel.totals(loss.item())[0], "grad_norm": optimizer.step()}
+    return {**parallel.totals(supervised_loss=loss.item()), "grad_norm": optimizer.step()}
 
 
 def correlation(pairs):
@@ -145,7 +145,7 @@ def _parts(lm, sizes, micro_batch):
 
 def update(lm, batch, advantages, config, optimizer):
     """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    size, tokens = parallel.totals(advantages.size, batch.tokens)
+    size, tokens = parallel.totals(size=advantages.size, tokens=batch.tokens).values()
     parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
     reads = [batch.asked.some(part).read for part in parts]
     completions = [[batch.completions[q] for q in part] for part in parts]
@@ -179,7 +179,7 @@ def update(lm, batch, advantages, config, optimizer):
             share = int(actions.sum()) / tokens  # the stats are means over tokens
             for name, value in of_part.items():
                 totals[name] += value * share
-        stats = {"grad_norm": optimizer.step(), **dict(zip(totals, parallel.totals(*totals.values()), strict=True))}
+        stats = {"grad_norm": optimizer.step(), **parallel.totals(**totals)}
     return stats
 
 
@@ -190,7 +190,7 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
     left out of `said`, and whatever is none, earn 0. The divergence is that of the distributions over `said` and all
     else, not of the tokens one by one.
     """
-    (size,), found, totals = parallel.totals(len(rewards)), [], {"loss": 0.0, "kl": 0.0}
+    size, found, totals = parallel.totals(size=len(rewards))["size"], [], {"loss": 0.0, "kl": 0.0}
     tokens = len(tree_of([asked.turn + ids for ids in said.values()]))
     for part in _parts(lm, [tokens] * len(rewards), config.micro_batch):  # equal sizes: in their order
         some = asked.some(part)
@@ -207,8 +207,7 @@ def update_exactly(lm, asked, said, rewards, config, optimizer):
         optimizer.backward(loss)
         totals["loss"] += loss.item()
         found.append(logp.detach())
-    stats = {"grad_norm": optimizer.step(), **dict(zip(totals, parallel.totals(*totals.values()), strict=True))}
-    return stats, torch.cat(found)
+    return {"grad_norm": optimizer.step(), **parallel.totals(**totals)}, torch.cat(found)
 
 
 def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
@@ -217,14 +216,13 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
     seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
     with optimizer.autocast():
         pairs = [(x.question, x.answer) for _, x in mine]
-        asked = statements.ask(lm, prompt, pairs, config.reasoning > 0, adapter=config.adapter)
+        asked = statements.ask(lm, prompt, pairs, config.reasoning > 0, where=config.adapter)
         batch = statements.rollout(
             lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds, config.reasoning
         )
     groups = zip(batch.confidence, mine, strict=True)
     rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
     stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
-    (tokens,) = parallel.totals(batch.tokens)
     rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(batch.confidence)
     stated = [[c for c in group if c is not None] for group in confidence]
     numbers = sum(stated, [])
@@ -236,7 +234,7 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
         "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
         "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
         **stats,
-        "tokens": tokens,
+        **parallel.totals(tokens=batch.tokens),
     }
 
 
@@ -244,7 +242,7 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
     """All that can be said, its rewards, update. -> what is logged; `distinct` counts what is said once in 100 times"""
     mine = parallel.share(chosen)
     with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine], adapter=config.adapter)
+        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine], where=config.adapter)
     rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in mine], device=lm.device)  # (Q, C)
     stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
     chance = torch.tensor(parallel.gather(logp.exp().tolist()))  # (Q, C), of all processes, as what follows

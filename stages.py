@@ -275,8 +275,4 @@ def merge(config, run, out):
                          "switch: train it with --adapter everywhere")  # fmt: skip
     model, _ = load_trained(config, run)
     lora.merge(model)
-    temporary = out.with_name(f".{out.name}.tmp")
-    model.model.save_pretrained(temporary)
-    model.tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(card.merged(run.read("report.json")), encoding="utf-8")
-    temporary.rename(out)
+    lm.save(model.model, model.tokenizer, out, card.merged(run.read("report.json")))

@@ -40,13 +40,13 @@ class Asked:
         return Asked(some, self.turn)
 
 
-def ask(lm, prompt, pairs, reason=False, read=None, adapter="turn"):
+def ask(lm, prompt, pairs, reason=False, read=None, where="turn"):
     """(question, answer) pairs -> Asked. reason: the turn begins with the reasoning.
 
-    read: what the model has read to answer the questions (frozen), to go on from. adapter: as the setting.
+    read: what the model has read to answer the questions (frozen), to go on from. where: the setting `adapter`.
     """
     contexts, turns = zip(*(prompt.confidence(q, a, reason) for q, a in pairs), strict=True)
-    if adapter == "everywhere":
+    if where == "everywhere":
         return Asked(list(contexts), turns[0])
     if read is None:
         return Asked(Read(lm, list(contexts), frozen=True), turns[0])
@@ -187,7 +187,7 @@ def state(lm, prompt, pairs, ways, reasoning=0, read=None, where="turn"):
     ways: "trained", and with the adapter off "untrained" and "zero-shot", one greedy statement; "expected", the mean of
     what would be said with the adapter on, and "p-true", for which nothing is generated. A confidence is None where
     none is stated; tokens and seconds are sums over the batch. The base model reads each pair once for all of them.
-    read: as for `ask`; where: the setting `adapter`.
+    read, where: as for `ask`.
     """
     start = time.perf_counter()
     asked = ask(lm, prompt, pairs, reasoning > 0 and "p-true" not in ways, read, where)

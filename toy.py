@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import lm
 from data import Question
 
 KINDS = {
@@ -158,13 +159,7 @@ def build(folder, seed):
     """Train the toy model and save it as an ordinary Hugging Face folder; print its error on the known facts."""
     facts = world(seed=seed)
     model, tok = train(facts, seed=seed)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        model.save_pretrained(temporary)
-        tok.save_pretrained(temporary)
-    except Exception as failure:  # libraries that raise no OSError where a disk is full
-        raise OSError(f"{temporary}: {failure}") from None
-    temporary.rename(folder)
+    lm.save(model, tok, folder)
     print(f"toy: mean |model's probability - true probability| = {error(model, tok, facts):.3f}")
 
 

@@ -193,18 +193,17 @@ def write(name, table, root, results):
     """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage; and the
     README's table of this name."""
     found, earned = collect(table, root), generalisation(table, root)
-    runs = {path.parent.name: path for path in sorted(root.glob("*/stages.json"))}
-    first = Run(next(iter(runs.values())).parent)
+    stages = {path.parent.name: json.loads(path.read_text()) for path in sorted(root.glob("*/stages.json"))}
+    first = Run(root / next(iter(stages)))
     seconds = {
-        run: {s: of["seconds"] for s, of in json.loads(path.read_text()).items() if ("samples" in run) == (s in BEFORE)}
-        for run, path in runs.items()
+        run: {s: of["seconds"] for s, of in each.items() if ("samples" in run) == (s in BEFORE)}
+        for run, each in stages.items()
     }
-    flops = {run: json.loads(path.read_text()).get("train", {}).get("flops") for run, path in runs.items()}
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
-        "training flops": {run: count for run, count in flops.items() if count},
+        "training flops": {run: each["train"]["flops"] for run, each in stages.items() if "train" in each},
         "environment": first.read("environment.json"), "parts": found, "reward": earned,
     })  # fmt: skip
     e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]

@@ -63,7 +63,7 @@ def test_an_adapter_that_is_on_everywhere_reads_the_question_with_every_use(ever
     lm, prompt = load_trained(run.config(), run)
     pairs = [("what is a", "b"), ("what is", "cat c")]
     said = statements.whole_numbers(lm) or {1: lm.encode("a"), 2: lm.encode("bb")}
-    asked = statements.ask(lm, prompt, pairs, adapter="everywhere")
+    asked = statements.ask(lm, prompt, pairs, where="everywhere")
     got = statements.log_policy(lm, asked, said)
     for q, pair in enumerate(pairs):
         context, turn = prompt.confidence(*pair)
@@ -125,7 +125,7 @@ def test_merging_a_run(everywhere, tmp_path):
     merged = language.load(out)
     pairs = [(row["question"], row["answer"]) for row in rows(everywhere / "samples.jsonl")][:5]
     said = {c: adapted.encode("abc"[: c + 1]) for c in range(3)}
-    asked = [statements.ask(lm, Prompt(lm, prompt.style), pairs, adapter="everywhere") for lm in (adapted, merged)]
+    asked = [statements.ask(lm, Prompt(lm, prompt.style), pairs, where="everywhere") for lm in (adapted, merged)]
     one, two = (statements.log_policy(lm, a, said) for lm, a in zip((adapted, merged), asked, strict=True))
     torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     base = language.load(run.config().model)
