@@ -11,6 +11,7 @@ Source: Micikevicius et al. 2018, arXiv 1710.03740. bf16 needs no scale, and a C
 hundreds of times slower there.
 """
 
+import hashlib
 import json
 
 import torch
@@ -71,19 +72,23 @@ class Optimizer:
         tensors |= {f"{i}.{name}": value for i, of in adam["state"].items() for name, value in of.items()}
         numbers = {"done": done, "log": log, "groups": adam["param_groups"], "schedule": self.schedule.state_dict(),
                    "scaler": self.scaler.state_dict(), "skipped": self.skipped}  # fmt: skip
-        return save(tensors, metadata={"numbers": json.dumps(numbers)})
+        numbers = json.dumps(numbers)
+        return save(tensors, metadata={"numbers": numbers, "digest": _digest(numbers, tensors)})
 
     def load(self, path):
         """Go on from what was saved. -> how many steps are done, and their log. Raises ValueError for another file."""
         try:
             with safe_open(path, "pt") as file:
-                numbers, state = json.loads(file.metadata()["numbers"]), {}
-                for name in file.keys():
-                    i, _, of = name.partition(".")
-                    if of:
-                        state.setdefault(int(i), {})[of] = file.get_tensor(name)
-                    else:
-                        self.params[int(i)].data.copy_(file.get_tensor(name))
+                metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+            if _digest(metadata["numbers"], tensors) != metadata["digest"]:
+                raise ValueError("altered")
+            numbers, state = json.loads(metadata["numbers"]), {}
+            for name, tensor in tensors.items():
+                i, _, of = name.partition(".")
+                if of:
+                    state.setdefault(int(i), {})[of] = tensor
+                else:
+                    self.params[int(i)].data.copy_(tensor)
             self.adam.load_state_dict({"state": state, "param_groups": numbers["groups"]})
             self.schedule.load_state_dict(numbers["schedule"])
             self.scaler.load_state_dict(numbers["scaler"])
@@ -91,3 +96,10 @@ class Optimizer:
             return numbers["done"], numbers["log"]
         except (SafetensorError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged: delete it, and training begins again ({error})") from None
+
+
+def _digest(numbers, tensors):
+    digest = hashlib.sha256(numbers.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ import gc
 import itertools
 import os
 import re
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,8 +24,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from run import STAGES, Run, first, settings_key
-from settings import TOY, Config, check, nearest, nearest_file, option, processes, usual
+from run import STAGES, Run, first, model_key
+from settings import TOY, Config, check, command, nearest, nearest_file, option, processes, usual
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,10 +34,11 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"invalid choice: '(.*?)'|unrecognized arguments: (\S+)", message)
         known = [name for action in self._actions for name in (*action.option_strings, *map(str, action.choices or ()))]
         near = nearest(unknown[1] or unknown[2], known) if unknown else ""
-        super().error(f"{message}; {near}" if near else message)
+        self.exit(2, f"error: {message}; {near or '--help shows all flags'}\n")
 
 
 def parse(argv):
+    """-> the command and its arguments, with what was `given` of the settings; Config"""
     parser = Parser(
         prog="calunc.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +55,7 @@ def parse(argv):
     for f in fields(Config):
         default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
         text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
-        parser.add_argument(option(f.name), type=f.type, default=f.default, help=text,
+        parser.add_argument(option(f.name), type=f.type, default=argparse.SUPPRESS, help=text,
                             choices=f.metadata.get("choices"))  # fmt: skip
     known = [name for action in parser._actions for name in action.option_strings]
     for flag in argv:  # before argparse takes what follows for a command
@@ -61,10 +63,8 @@ def parse(argv):
             parser.error(f"unrecognized arguments: {flag}")
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
-    if args.model == "toy":
-        parser.set_defaults(**TOY)
-        args = parser.parse_intermixed_args(argv)
-    return args, Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
+    args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
 
 
 def pipeline(args, config):
@@ -81,10 +81,8 @@ def pipeline(args, config):
         run.tidy(stage)
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     if run.stages().keys() & set(todo):
-        old = run.read("config.json")
-        old = old if isinstance(old, dict) else {}
-        changed = [option(name) for name, value in asdict(config).items() if name in old and old[name] != value]
-        print(f"{', '.join(todo)}: done again, with another {', '.join(changed) or 'file'}")
+        changed = changes(run, config, args.given)
+        print(f"{', '.join(todo)}: done again, with another {', '.join(map(option, changed)) or 'model or file'}")
     if todo:
         import compare  # only here, because torch takes seconds to import and --help should not
         import parallel
@@ -121,10 +119,37 @@ def pipeline(args, config):
         run.finish(stage, config, loading, time.perf_counter() - start, cost)
         parallel.wait()
         loading = 0.0
+    if config.tensorboard == "on" and "train" in done and not run.path("tensorboard").exists() and first():
+        import stages
+
+        board = stages.Board(run)
+        for record in run.rows("metrics.jsonl"):
+            board.add(record)
+        board.close()
     if args.command == "eval":
-        print("\n" + run.path("report.md").read_text(encoding="utf-8"))
-        pictures = ", ".join(sorted(p.name for p in run.folder.glob("*.png")))
-        print(f"Everything is in {run.folder}: report.html, report.md, report.json and the pictures {pictures}")
+        import tables
+
+        report = run.read("report.json")
+        print("\n" + tables.summary(report) + "\n")
+        for warning in report["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(f"Everything is in {run.folder}: report.html (for a browser), report.md, report.json, the pictures")
+
+
+def changes(run, config, given):
+    """The settings that a finished run has otherwise. -> names
+
+    Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter.
+    """
+    old = run.read("config.json")
+    old = old if isinstance(old, dict) else {}
+    stage = {f.name: f.metadata["stage"] for f in fields(Config)}
+    changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
+    forgotten = [f"{option(name)} {shlex.quote(str(old[name]))}" for name in changed if name not in given]
+    if forgotten:
+        raise ValueError(f"{run.folder} was made with {' '.join(forgotten)}, which this call does not say: give these "
+                         "flags the value that you want, or name another --out")  # fmt: skip
+    return changed
 
 
 @dataclass(frozen=True)
@@ -164,32 +189,33 @@ class CalibratedLM:
 def trained_run(folder, settings):
     """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run."""
     run = Run(folder)
-    if not run.finished("train"):
-        near = nearest_file(folder) or f"run `python calunc.py --out {folder}` first"
-        raise ValueError(f"{folder} holds no trained adapter: {near}")
+    if not run.path("stages.json").is_file():
+        near = nearest_file(folder) or "it is what `python calunc.py --out FOLDER` writes"
+        raise ValueError(f"{folder} is no run folder; {near}")
     own = run.config()
-    if not run.stages()["train"]["key"].startswith(settings_key("train", own)):
-        raise ValueError(f"{run.path('config.json')} has other settings than the adapter: run it again")
+    if not run.finished("train"):
+        raise ValueError(f"{folder} holds no trained adapter yet: go on with `{again(own, run)}`")
+    if not run.stages()["train"]["key"].startswith(model_key("train", own)):
+        raise ValueError(f"{folder} has an adapter of another model or of other settings: train it again with "
+                         f"`{again(own, run)}`")  # fmt: skip
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    for name in settings:
-        if name not in free:
+    for name, value in settings.items():
+        if name not in free and value != getattr(own, name, None):
             raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
     return replace(own, **({"shard": "off"} | settings)), run
 
 
-def used(args, config):
-    """The run folder that a call uses, and the settings that it names, as far as they are not the default's."""
-    default = usual("toy")
-    return args.run or "runs/toy", {name: value for name, value in asdict(config).items() if value != default[name]}
+def again(config, run):
+    """The call that goes on with a run."""
+    return f"{command(asdict(config))} --out {shlex.quote(str(run.folder))}"
 
 
-def ask(args, config):
+def ask(args):
     if not args.question:
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
     if args.out or args.input:
         raise ValueError("ask takes no --out and no --in; --run names the run folder")
-    folder, settings = used(args, config)
-    answer = CalibratedLM(folder, **settings).ask(args.question)
+    answer = CalibratedLM(args.run or "runs/toy", **args.given).ask(args.question)
     said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
     print(f"{answer.text}  ({said})")
 
@@ -202,29 +228,28 @@ def writable(args):
     return out
 
 
-def predict(args, config):
+def predict(args):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = writable(args)
     import data
 
     questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
-    folder, settings = used(args, config)
-    pairs = zip(questions, CalibratedLM(folder, **settings).ask_all(questions), strict=True)
+    pairs = zip(questions, CalibratedLM(args.run or "runs/toy", **args.given).ask_all(questions), strict=True)
     rows = [{"question": q, "answer": a.text, "confidence": a.confidence} for q, a in pairs]
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
 
 
-def merge(args, config):
+def merge(args):
     if not args.out:
         raise ValueError("merge needs --out, a new folder for the model; --run names the run folder")
     out = writable(args)
     if out.exists():
         raise ValueError(f"{out} is there already: name a new folder")
-    config, run = trained_run(*used(args, config))
+    config, run = trained_run(args.run or "runs/toy", args.given)
     if not run.finished("eval"):
-        raise ValueError(f"{run.folder} has no report yet: run `python calunc.py --out {run.folder}` first")
+        raise ValueError(f"{run.folder} has no report yet: go on with `{again(run.config(), run)}`")
     import stages
 
     stages.merge(config, run, out)
@@ -247,16 +272,22 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         if args.command == "ask":
-            ask(args, config)
+            ask(args)
         elif args.command == "predict":
-            predict(args, config)
+            predict(args)
         elif args.command == "merge":
-            merge(args, config)
+            merge(args)
         else:
             with together(config):
                 pipeline(args, config)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|allocate memory", str(error)) and not isinstance(error, MemoryError):
+            raise
+        print("error: out of memory: try a smaller --sample-batch or --micro-batch, or --recompute on; what is "
+              "finished is kept", file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt:
         print("stopped: what is finished is kept, and the same command goes on from there", file=sys.stderr)

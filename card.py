@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from report import METHODS, number, plain
+from tables import METHODS, number, plain
 
 SHOWN = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
 
@@ -40,7 +40,7 @@ def _card(report, library, text):
         rows.append(f"| {plain(part)} | {of['n']} | " + " | ".join(number(row[m]) for m in SHOWN) + " |")
         results += [
             EvalResult(task_type="text-generation", dataset_type=config["dataset"], dataset_name=part,
-                       dataset_split=part, metric_type=metric, metric_name=name, metric_value=row[metric])
+                       dataset_split=part, metric_type=metric, metric_name=name, metric_value=round(row[metric], 4))
             for metric, name in SHOWN.items() if number(row[metric]) != "n/a"
         ]  # fmt: skip
     data = ModelCardData(library_name=library, base_model=base, tags=["calibration", "uncertainty"],

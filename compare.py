@@ -16,6 +16,7 @@ import page
 import platt
 import report
 import statements
+import tables
 import toy
 from lm import seed_of
 from parallel import Journal
@@ -25,14 +26,16 @@ from stages import batches, fingerprint
 
 def evaluate(config, run, model, prompt):
     """-> predictions.jsonl, report.json, report.md, pictures, report.html"""
-    pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
-    labelled = [t for _, t in pairs if t["part"] in ("platt", "train")]
-    platt_part = [(s, t) for s, t in pairs if t["part"] == "platt"]
-    held_out = [(s, t) for s, t in pairs if t["part"] not in ("platt", "train")]
+    labelled, platt_part, held_out = [], [], []
+    for s, t in zip(run.rows("samples.jsonl"), run.rows("targets.jsonl"), strict=True):
+        if t["part"] in ("platt", "train"):
+            labelled.append(t)
+        if t["part"] != "train":  # whose samples nobody needs any more
+            (platt_part if t["part"] == "platt" else held_out).append((s, t))
     rows = [t for _, t in held_out]
     lora.load_adapter(model, run.path("adapter"))
 
-    seconds = [row["seconds"] for row in run.read("seconds.jsonl") if row["part"] not in ("platt", "train")]
+    seconds = [row["seconds"] for row in run.rows("seconds.jsonl") if row["part"] not in ("platt", "train")]
     columns, cost = {}, report.teacher_cost([s for s, _ in held_out], seconds)
     finished = Journal(run, "eval", config)
     ways = ["untrained", "trained"] + ["expected"] * (config.reasoning == 0)
@@ -62,7 +65,7 @@ def evaluate(config, run, model, prompt):
         with lora.adapter(model, False):
             result["language_model_error"] = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     run.write("report.json", result)
-    run.write("report.md", report.markdown(result))
+    run.write("report.md", tables.markdown(result))
     run.write("adapter/README.md", card.adapter(result))
     if first():
         _draw(run, [r for r in rows if r["part"] == "test"], fit, log)
@@ -81,10 +84,9 @@ def _state(config, model, prompt, pairs, ways, finished):
     def ask(batch):
         return statements.state(model, prompt, [asked[i] for i in batch], ways, config.reasoning, where=config.adapter)
 
-    made = finished.all(pieces, ask, desc=f"confidence: {', '.join(ways)}", unit="batch")
-    for batch, got in zip(cut, made, strict=True):
+    for piece, got in finished.all(pieces, ask, desc=f"confidence: {', '.join(ways)}", unit="batch"):
         for way, (confidence, tokens, seconds) in got.items():
-            for i, c in zip(batch, confidence, strict=True):
+            for i, c in zip(pieces[piece], confidence, strict=True):
                 found[way][0][i] = c
             found[way][1] += tokens / len(pairs)
             found[way][2] += seconds / len(pairs)

@@ -73,6 +73,8 @@ def from_hub(name, held_out=False, rows=None):
 
 def read_jsonl(path):
     """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
+    if not Path(path).exists():
+        raise ValueError(f"there is no file {path}; {nearest_file(path) or 'look at its name'}")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # some editors begin with a mark
     except UnicodeDecodeError:
@@ -102,13 +104,14 @@ def from_jsonl(path):
     """
     stem, questions, seen = Path(path).stem, [], set()
     for number, (where, row) in enumerate(read_jsonl(path), 1):
-        answers, identity = row.get("answers"), str(row.get("id", f"{stem}-{number}"))
+        row = {"id": f"{stem}-{number}", "family": stem} | {k: v for k, v in row.items() if v is not None}
+        answers, identity = row.get("answers"), str(row["id"])
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise ValueError(f"{where}: needs `answers`, a non-empty list of non-empty strings")
         if identity in seen:
             raise ValueError(f"{where}: the id {identity!r} occurs twice")
         seen.add(identity)
-        questions.append(Question(identity, row["question"].strip(), tuple(answers), str(row.get("family", stem))))
+        questions.append(Question(identity, row["question"].strip(), tuple(answers), str(row["family"])))
     return questions
 
 
@@ -123,8 +126,10 @@ def load(name, held_out=False):
     held_out: read a hub set's validation or test split instead of its training split. Raises ValueError for an unknown
     name, with the nearest known one.
     """
-    questions = []
-    for part in map(str.strip, name.split(",")):
+    questions, parts = [], [part.strip() for part in name.split(",")]
+    for part in parts:
+        if part and parts.count(part) > 1:
+            raise ValueError(f"{part} is named twice")
         base, _, family = part.partition(":")
         if base == "facts":
             found = [q for q in from_jsonl(FACTS) if family in ("", q.family)]
@@ -143,13 +148,11 @@ def load(name, held_out=False):
             near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
             raise ValueError(f"no data set or file called {part!r}; {near}")
         questions += [replace(q, source=part) for q in found]
-    ids = Counter(q.id for q in questions).most_common(1)
-    if ids and ids[0][1] > 1:
-        raise ValueError(f"{name}: the id {ids[0][0]!r} occurs twice")
     first = {}
     for q in questions:
         first.setdefault(q.question, q)  # one that is asked twice could be in two parts
-    return list(first.values())
+    ids = Counter(q.id for q in first.values())  # of several files
+    return [q if ids[q.id] == 1 else replace(q, id=f"{q.source}: {q.id}") for q in first.values()]
 
 
 def split(questions, sizes, seed):

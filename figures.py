@@ -215,4 +215,4 @@ def _say(text, path):
 def _save(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
-    write_whole(Path(path), content.getvalue())
+    write_whole(Path(path), [content.getvalue()])

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cost import Size, Work
@@ -315,7 +314,7 @@ def embed(embedder, texts, batch_size=256):
     causal = embedder.model.get_output_embeddings() is not None
     blank = " " if causal else ""
     found = {}
-    for i in tqdm(range(0, len(unique), batch_size), desc="embedding", unit="batch", disable=len(unique) <= batch_size):
+    for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]
         # a language model knows words by the blank before them; an empty text may have no token at all
         ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]

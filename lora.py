@@ -104,8 +104,8 @@ def save_adapter(lm, folder, invocation=None):
     for name, module in loras.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
-    write_whole(folder / "adapter_config.json", json.dumps(config, indent=2).encode())
-    write_whole(folder / "adapter_model.safetensors", save(tensors))
+    write_whole(folder / "adapter_config.json", [json.dumps(config, indent=2).encode()])
+    write_whole(folder / "adapter_model.safetensors", [save(tensors)])
 
 
 def load_adapter(lm, folder):

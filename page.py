@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from report import COLUMNS, METHODS, STAGE_COST, number, stage_costs
+from tables import COLUMNS, METHODS, costs, number, of_set
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {  # name of the file -> heading, what is to be seen in it
@@ -104,44 +104,25 @@ def _warnings(warnings):
 
 def _set(i, name, s):
     """The tables of one evaluation set."""
-    methods = s["methods"]
-    caption = f"{name}: {s['n']:,} questions, accuracy {number(s['accuracy'])}. In brackets: 95% bootstrap intervals."
-    cells = {m: [_cell(row, column) for column in COLUMNS] for m, row in methods.items()}
-    found = [f'<h3 id="set-{i}">{text(name)}</h3>', table(caption, ["Method", *COLUMNS.values()], cells)]
-    murphy = ("brier", "reliability", "resolution", "uncertainty")
-    parts = {m: [number(row[part]) for part in murphy] for m, row in methods.items()}
-    more = [table("Brier score ≈ reliability (low is good) - resolution (high is good) + uncertainty, in ten bins",
-                  ["Method", *map(str.capitalize, murphy)], parts)]  # fmt: skip
-    if s["agreement"]:
-        values = {pair: [f"{a['n']:,}", number(a["mean_absolute_difference"]), number(a["spearman"], 2)]
-                  for pair, a in s["agreement"].items()}  # fmt: skip
-        heads = ["Pair", "n", "Mean absolute difference", "Spearman"]
-        more.append(table("How far two confidences agree", heads, values))
-    if "families" in s:
-        shown = {"untrained": "untrained", "trained": "trained", "target": "teacher"}
-        heads = [f"{metric} {title}" for metric in ("AUROC", "ECE") for title in shown.values()]
-        values = {family: [f"{f['n']:,}", number(f["accuracy"], 2),
-                           *(number(f[m][metric]) for metric in ("auroc", "ece") for m in shown)]
-                  for family, f in s["families"].items()}  # fmt: skip
-        more.append(table("Families of questions", ["Family", "n", "Accuracy", *heads], values))
-    return "\n".join([*found, "<details><summary>More about this set</summary>", *more, "</details>"])
-
-
-def _cell(row, name):
-    """A value and, if there is one, its interval; safe as it is."""
-    low, high = row["interval"].get(name) or (None, None)
-    interval = "" if "n/a" in (number(row[name]), number(low), number(high)) else f"[{low:.2f}, {high:.2f}]"
-    return f'{number(row[name])} <span class="interval">{interval}</span>' if interval else number(row[name])
+    first, *more = (table(*x) for x in of_set(s))
+    heading = f"<p>{s['n']:,} questions, accuracy {number(s['accuracy'])}.</p>"
+    return "\n".join([f'<h3 id="set-{i}">{text(name)}</h3>', heading, first,
+                      "<details><summary>More about this set</summary>", *more, "</details>"])  # fmt: skip
 
 
 def table(caption, heads, rows):
-    """{name of the row: cells, which are HTML} -> a table that scrolls inside its own box, by keyboard too."""
+    """{name of the row: cells} -> a table that scrolls inside its own box, by keyboard too."""
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
-    body = "\n".join(f'<tr><th scope="row">{text(name)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    body = "\n".join(f'<tr><th scope="row">{text(name)}</th>' + "".join(map(_cell, cells)) + "</tr>"
                      for name, cells in rows.items())  # fmt: skip
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
             f"<caption>{text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
             "</table></div>")  # fmt: skip
+
+
+def _cell(content):
+    value, bracket, interval = text(content).partition(" [")
+    return f'<td>{value} <span class="interval">[{interval}</span></td>' if bracket else f"<td>{value}</td>"
 
 
 def _figure(title, caption, png):
@@ -151,10 +132,7 @@ def _figure(title, caption, png):
 
 
 def _cost(report):
-    questions = {METHODS.get(name, "Answer alone"): [number(c["tokens"], 1), number(c["seconds"])]
-                 for name, c in report["cost"].items()}  # fmt: skip
-    return (table("For each question", ["", "Generated tokens", "Seconds"], questions)
-            + table("For each stage", ["Stage", *STAGE_COST], stage_costs(report)))  # fmt: skip
+    return "".join(table(*x) for x in costs(report))
 
 
 def _settings(report):
@@ -163,6 +141,6 @@ def _settings(report):
         found.append("<p>The toy language model's own probability of a question's first answer is off by "
                      f"{number(report['language_model_error'])} on average.</p>")  # fmt: skip
     for caption, values in (("Settings", report["config"]), ("Environment", report["environment"])):
-        rows = {name: [text(value)] for name, value in values.items()}
+        rows = {name: [str(value)] for name, value in values.items()}
         found.append(f"<details><summary>{caption}</summary>{table(caption, ['Name', 'Value'], rows)}</details>")
     return "\n".join(found)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from run import append_line, first, read_lines, write_whole
+from run import append_line, first, read_lines, short, strict, write_whole
 
 replicas = False  # all processes compute the same
 
@@ -128,31 +128,43 @@ def shard(model, device):
 
 
 class Journal:
-    """The pieces of a stage, shared out among the processes; those that an interrupted call has made are kept."""
+    """The pieces of a stage, shared out among the processes; those that an interrupted call has made are kept.
+
+    Each is a line of JSON with a digest, so that an altered one is noticed.
+    """
 
     def __init__(self, run, stage, config):
         self.files = run.unfinished(stage, config, "{}.jsonl")
         self.own = self.files.with_name(self.files.name.format(rank()))
         if self.own.exists():  # without a last line that was cut short
-            write_whole(self.own, "".join(json.dumps(row) + "\n" for row in read_lines(self.own)).encode())
+            write_whole(self.own, [json.dumps(row).encode() + b"\n" for row in read_lines(self.own)])
 
     def all(self, pieces, make, **bar):
-        """{name: argument} -> [make(argument) of each piece], as JSON has it, with lists for tuples. bar: as of tqdm"""
-        done = self._read()
+        """{name: argument} -> (name, make(argument)) of each piece, in any order and one by one, as JSON has it.
+
+        bar: as of tqdm.
+        """
+        done = {name for name, _ in self._read()}
         wait()  # all have read the same before anything is added
         with tqdm(total=len(pieces), initial=sum(name in done for name in pieces), **bar) as bar:
             for name in share([name for name in pieces if name not in done]):
-                append_line(self.own, {"piece": name, "value": make(pieces[name])})
+                value = strict(make(pieces[name]))
+                append_line(self.own, {"piece": name, "value": value, "digest": short(value)})
                 bar.update(1 if replicas else size())
         wait()
-        done = self._read()
-        return [done[name] for name in pieces]
+        left = set(pieces)
+        for name, value in self._read():
+            if name in left:
+                left.remove(name)
+                yield name, value
 
     def _read(self):
-        found = {}
         for file in sorted(self.files.parent.glob(self.files.name.format("*"))):
-            try:
-                found |= {row["piece"]: row["value"] for row in read_lines(file)}
-            except (TypeError, KeyError):
-                raise ValueError(f"{file} is damaged: delete it, and its pieces are made again") from None
-        return found
+            for row in read_lines(file):
+                try:
+                    intact = short(row["value"]) == row["digest"]
+                except (TypeError, KeyError):
+                    intact = False
+                if not intact:
+                    raise ValueError(f"{file} is damaged: delete it, and its pieces are made again")
+                yield row["piece"], row["value"]

@@ -1,14 +1,12 @@
 """The report of a run: every method on the same questions, with intervals, costs, and what to make of it.
 
-Rows of numbers in, `report.json` and `report.md` out. A stated confidence that could not be parsed is counted as the
-worst one (100% for a wrong answer, 0% for a right one) in every table; where that happened, a second row shows the
-metrics with those questions dropped.
+Rows of numbers in, the content of `report.json` out; tables.py makes it readable. A stated confidence that could not be
+parsed is counted as the worst one (100% for a wrong answer, 0% for a right one) in every table; where that happened, a
+second row shows the metrics with those questions dropped.
 """
 
-import html
 import os
 import platform
-import re
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,41 +17,9 @@ import torch
 from cost import matmul_flops
 from eval import auroc, bootstrap, ece, metrics, spearman, with_missing
 from rl import PATIENCE
+from tables import METHODS
 
-# field of a row -> name in the tables
-METHODS = {
-    "untrained": "Stated, untrained",
-    "untrained, scaled": "Stated, untrained, Platt",
-    "zero-shot": "Stated, zero-shot",
-    "zero-shot, scaled": "Stated, zero-shot, Platt",
-    "probability": "Sequence probability",
-    "probability, scaled": "Sequence probability, Platt",
-    "p-true": "P(True)",
-    "p-true, scaled": "P(True), Platt",
-    "consistency": "Self-consistency",
-    "consistency, scaled": "Self-consistency, Platt",
-    "clusters, scaled": "Semantic entropy of clusters, Platt",
-    "target": "Teacher: samples, entropy, Platt",
-    "trained": "Stated, trained",
-    "expected": "Expected, trained",
-    "base rate": "Base rate",
-    "family prior": "Family prior",
-    "truth": "Known probability",
-}
-
-COLUMNS = {
-    "accuracy": "Accuracy",
-    "ece": "ECE",
-    "ece_mass": "ECE (mass)",
-    "brier": "Brier",
-    "nll": "NLL",
-    "auroc": "AUROC",
-    "auroc_within": "AUROC within",
-    "ece_within": "ECE within",
-    "aurc": "AURC",
-}
-
-
+FEW = 100  # questions
 WINDOW = 20  # training steps that must go wrong before it is said
 
 
@@ -161,6 +127,8 @@ def _warnings(sets, log):
     """Plain sentences about what makes some of the numbers mean less than they seem to."""
     found = []
     for name, s in sets.items():
+        if s["n"] < FEW:
+            found.append(f"{name}: {s['n']} questions are few: look at the intervals, not at the numbers.")
         if s["accuracy"] in (0.0, 1.0):
             every = "right" if s["accuracy"] else "wrong"
             found.append(f"{name}: every answer is {every}: AUROC is not defined and a constant confidence is perfect.")
@@ -196,106 +164,3 @@ def troubles(log):
     if log and log[-1]["skipped"] >= PATIENCE:
         found["it ended early: no gradient was finite any more."] = None
     return list(found)
-
-
-def plain(text):
-    """A name from outside, of a file or a family, as text and nothing else: no markup, no end of a line or a cell."""
-    text = "".join(c if c.isprintable() else " " for c in html.escape(text, quote=False))
-    return re.sub(r"([|`\[\]\\])", r"\\\1", text)
-
-
-def markdown(report):
-    """report.json's content -> report.md"""
-    lines = ["# Report", ""]
-    for name, s in report["sets"].items():
-        size = f"{s['n']} questions, accuracy {s['accuracy']:.3f}. Intervals: 95%, bootstrap."
-        lines += [f"## {plain(name)}", "", size, "", table(s["methods"]), "", *_decomposition(s["methods"])]
-        if s["agreement"]:
-            lines += ["Distillation error: student v teacher. Teacher error: teacher v the known probability.", "",
-                      "| Agreement | n | Mean absolute difference | Spearman |", "|---|---:|---:|---:|"]  # fmt: skip
-            for pair, a in s["agreement"].items():
-                cells = f"{a['n']} | {number(a['mean_absolute_difference'])} | {number(a['spearman'], 2)}"
-                lines.append(f"| {pair} | {cells} |")
-            lines.append("")
-        if "families" in s:
-            lines += ["| Family | n | Accuracy | AUROC untrained | AUROC trained | AUROC teacher | ECE trained |",
-                      "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-            for family, f in s["families"].items():
-                aurocs = " | ".join(number(f[m]["auroc"], 2) for m in ("untrained", "trained", "target"))
-                cells = f"{f['n']} | {f['accuracy']:.2f} | {aurocs} | {f['trained']['ece']:.3f}"
-                lines.append(f"| {plain(family)} | {cells} |")
-            lines.append("")
-    if "language_model_error" in report:
-        lines += ["The toy language model's own probability of a question's first answer is off by "
-                  f"{report['language_model_error']:.3f} on average (mean absolute difference to the known one).", ""]
-    lines += ["## Cost per question", "", "| | Generated tokens | Seconds |", "|---|---:|---:|"]
-    for name, c in report["cost"].items():
-        lines.append(f"| {METHODS.get(name, 'Answer alone')} | {c['tokens']:.1f} | {c['seconds']:.3f} |")
-    lines += ["", "## Cost of each stage", "", "| | " + " | ".join(STAGE_COST) + " |"]
-    lines.append("|---|" + "---:|" * len(STAGE_COST))
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in stage_costs(report).items()]
-    p, c = report["platt"], report["config"]
-    versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
-    lines += ["", "## Settings", "", f"Platt scaling: P(correct) = {p['formula']}.",
-              f"Grader: {c['grader']}. Model: {plain(c['model'])}. Questions: {plain(c['dataset'])}.",
-              f"Seed: {c['seed']}.",
-              "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", ""]  # fmt: skip
-    if report["warnings"]:
-        lines += ["## Warnings", "", *(f"- {plain(w)}" for w in report["warnings"]), ""]
-    return "\n".join(lines)
-
-
-def _decomposition(methods):
-    """Murphy's decomposition of the Brier score: how far each method's confidences can be trusted, and tell apart."""
-    lines = ["Brier score ≈ reliability (low is good) - resolution (high is good) + uncertainty, in ten bins; what is "
-             "missing is the spread inside the bins.", "",
-             "| | Brier | Reliability | Resolution | Uncertainty |", "|---|---:|---:|---:|---:|"]  # fmt: skip
-    for title, m in methods.items():
-        cells = " | ".join(f"{m[name]:.3f}" for name in ("brier", "reliability", "resolution", "uncertainty"))
-        lines.append(f"| {title} | {cells} |")
-    return [*lines, ""]
-
-
-def table(rows):
-    """Markdown table. {method: eval.metrics(...)} -> str; eval.bootstrap(...) goes under the row's key "interval".
-
-    A cell is "0.036 [0.02, 0.05]", without the brackets where no interval is given; nan and absent are "n/a".
-    """
-    lines = ["| Method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    for method, row in rows.items():
-        lines.append(f"| {method} | " + " | ".join(_cell(row, name) for name in COLUMNS) + " |")
-    return "\n".join(lines)
-
-
-def _cell(row, name):
-    value, interval = row.get(name), row.get("interval", {}).get(name)
-    if value is None or np.isnan(value):
-        return "n/a"
-    if interval is None or np.isnan(interval).any():
-        return f"{value:.3f}"
-    return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
-def number(value, digits=3):
-    """None and nan, which a metric is where it is not defined, are n/a."""
-    return "n/a" if value is None or np.isnan(value) else f"{value:.{digits}f}"
-
-
-STAGE_COST = ("Seconds", "Tokens read", "GFLOP", "GFLOP/s", "of a matrix product")
-
-
-def stage_costs(report):
-    """-> {stage: cells under STAGE_COST}"""
-    found, peak = {}, report["environment"]["matmul_gflops"]
-    for name, stage in report["stages"].items():
-        speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
-        found[name] = (f"{stage['seconds']:.0f}", f"{stage['tokens']:,}", f"{stage['flops'] / 1e9:,.0f}",
-                       f"{speed:.1f}", f"{speed / peak:.2f}")  # fmt: skip
-    return found
-
-
-def fill(path, mark, content):
-    """Replace what stands between `<!-- mark -->` and `<!-- end -->` in a document, if it is there."""
-    block = f"<!-- {mark} -->\n{content}\n<!-- end -->"
-    pattern, text = f"<!-- {re.escape(mark)} -->.*?<!-- end -->", path.read_text(encoding="utf-8")
-    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")

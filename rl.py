@@ -239,7 +239,10 @@ def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
 
 
 def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
-    """All that can be said, its rewards, update. -> what is logged; `distinct` counts what is said once in 100 times"""
+    """All that can be said, its rewards, update. -> what is logged
+
+    `distinct` counts what is said at least a hundredth as often as what is said most often.
+    """
     mine = parallel.share(chosen)
     with optimizer.autocast():
         asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine], where=config.adapter)
@@ -248,11 +251,12 @@ def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
     chance = torch.tensor(parallel.gather(logp.exp().tolist()))  # (Q, C), of all processes, as what follows
     rewards = torch.tensor(parallel.gather(rewards.tolist()))
     mean, number = statements.expected_confidence(chance, said)
+    often = chance.mean(0)  # (C,)
     return {
         "reward": (chance * rewards).sum(-1).mean().item(),
         "malformed": 1 - number.mean().item(),
         "mean_confidence": mean.mean().item(),
-        "distinct": int((chance.mean(0) >= 0.01).sum()),
+        "distinct": int((often >= 0.01 * often.max()).sum()),
         "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
         "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
         **stats,
@@ -298,6 +302,6 @@ def train(lm, prompt, items, reward, config, on_step, saved=None):
         bar.set_postfix({name: f"{record[name]:.3f}" for name in shown if name in record})
         if saved and first() and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
             start = time.perf_counter()
-            write_whole(saved, optimizer.save(number + 1, log))
+            write_whole(saved, [optimizer.save(number + 1, log)])
             last = time.perf_counter()
             cost = last - start

@@ -4,6 +4,7 @@ A stage is skipped when it was finished with the same settings, and every artefa
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -35,14 +36,16 @@ class Run:
         return self.folder / name
 
     def write(self, name, value):
-        """Text as it is, a list as JSONL, anything else as JSON; a number that is not defined becomes null."""
+        """Text as it is, a dict as JSON, rows as JSONL, one by one; a number that is not defined becomes null."""
         if not first():
             return
-        if isinstance(value, list):
-            value = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in value)
-        elif not isinstance(value, str):
-            value = json.dumps(_strict(value), allow_nan=False, indent=2) + "\n"
-        write_whole(self.path(name), value.encode())
+        if isinstance(value, str):
+            content = [value]
+        elif isinstance(value, dict):
+            content = [json.dumps(strict(value), allow_nan=False, indent=2) + "\n"]
+        else:
+            content = (_line(row) for row in value)
+        write_whole(self.path(name), map(str.encode, content))
 
     def append(self, name, row):
         if first():
@@ -52,11 +55,15 @@ class Run:
         """The content of a JSON or JSONL file. Raises ValueError that names it."""
         path = self.path(name)
         if path.suffix == ".jsonl":
-            return read_lines(path)
+            return list(read_lines(path))
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+
+    def rows(self, name):
+        """The rows of a JSONL file, one by one."""
+        return read_lines(self.path(name))
 
     def config(self):
         """The settings of the run. Raises ValueError for those of another version."""
@@ -82,7 +89,8 @@ class Run:
         if not first():
             return
         entry = {"key": key(stage, config), "loading": round(loading, 2), "seconds": round(seconds, 2), **work}
-        entry["sha256"] = {name: _digest(self.path(name)) for name in FILES[stage]}
+        own = FILES[stage] + ((f"model-{config.seed}",) if config.model == "toy" else ())  # and what it was made with
+        entry["sha256"] = {name: _digest(self.path(name)) for name in own}
         self.write("stages.json", self.stages() | {stage: entry})
         self.tidy(stage)
 
@@ -97,9 +105,9 @@ class Run:
         Raises ValueError for a file that was altered since.
         """
         digests = self.stages().get(stage, {}).get("sha256")
-        if not isinstance(digests, dict) or digests.keys() != set(FILES[stage]):  # not there, or of another version
+        if not isinstance(digests, dict) or not digests.keys() >= set(FILES[stage]):  # not there, or another version's
             return False
-        if not all(self.path(name).exists() for name in FILES[stage]):
+        if not all(self.path(name).exists() for name in digests):
             return False
         for name, digest in digests.items():
             if _digest(self.path(name)) != digest:
@@ -123,23 +131,29 @@ class Run:
 
 
 def key(stage, config):
-    """A digest of all settings that a stage, or one before it, depends on, and one of the question files."""
+    """A digest of all settings that a stage, or one before it, depends on; of local models; of the question files."""
     questions = {}
     for name in map(str.strip, f"{config.dataset},{config.ood}".split(",")):
         file = FACTS if name.partition(":")[0] == "facts" else Path(name)
         if file.is_file():
             questions[name] = _digest(file)
-    return settings_key(stage, config) + "-" + _short(questions)
+    return f"{model_key(stage, config)}-{short(questions)}"
 
 
-def settings_key(stage, config):
-    """The first part of the key."""
+def model_key(stage, config):
+    """The first two parts of the key: without the question files, which nobody needs any more who asks the model."""
+    used = [config.model, config.embedder] if stage != "sample" else [config.model]
+    return f"{_settings_key(stage, config)}-{short([_digest(Path(x)) for x in used if Path(x).is_dir()])}"
+
+
+def _settings_key(stage, config):
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
-    return _short(settings | {"format": FORMAT})
+    return short(settings | {"format": FORMAT})
 
 
-def _short(value):
+def short(value):
+    """A digest of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -150,17 +164,17 @@ def first():
 
 def append_line(path, row):
     """One more line of a JSONL file; a crash leaves the lines before it whole."""
-    line = json.dumps(_strict(row), allow_nan=False).encode() + b"\n"
+    line = _line(row).encode()
     with _opened(path, "ab") as file:
         file.write(line)
 
 
 def write_whole(path, content):
-    """Bytes to a file that is never half there: to another name, to the disk, then renamed."""
+    """Pieces of bytes to a file that is never half there: to another name, to the disk, then renamed."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with _opened(temporary, "wb") as file:
-            file.write(content)
+            file.writelines(content)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -182,16 +196,30 @@ def _opened(path, mode):
 
 
 def _digest(path):
+    """SHA-256 of a file, or of a folder's files."""
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix != ".md"]
+        return short([(file.name, _unchanged(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files])
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _strict(value):
-    """JSON has no NaN."""
+@functools.lru_cache
+def _unchanged(file, size, time):
+    """The weights of a model are not read again while they look the same."""
+    return _digest(file)
+
+
+def _line(row):
+    return json.dumps(strict(row), allow_nan=False) + "\n"
+
+
+def strict(value):
+    """A value as JSON has it: no NaN."""
     if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
+        return {k: strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -200,8 +228,13 @@ def read_lines(path):
 
     Raises ValueError that names it for what is no JSON.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                try:
+                    row = json.loads(line.decode())
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path} is damaged: {error}") from None
+                yield row

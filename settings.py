@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import math
 import os
+import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def option(name):
     return "--" + name.replace("_", "-")
 
 
+def command(config):
+    """The call that a run's settings come from: those that are not the default. config: as a dict -> str"""
+    default = usual(config["model"])
+    flags = [f"{option(name)} {shlex.quote(str(value))}" for name, value in config.items() if value != default[name]]
+    return " ".join(["python calunc.py", *flags])
+
+
 def nearest(name, known):
     """A question at the end of the message about an unknown name, if one of the known ones is like it."""
     near = difflib.get_close_matches(name, known, 1)
@@ -107,7 +115,8 @@ def nearest(name, known):
 def nearest_file(path):
     """The same for a path, by what else is in its folder."""
     folder = Path(path).parent
-    near = nearest(Path(path).name, [p.name for p in folder.iterdir()] if folder.is_dir() else [])
+    others = {p.name for p in folder.iterdir()} - {Path(path).name} if folder.is_dir() else ()
+    near = nearest(Path(path).name, sorted(others))
     return near and near.replace("'", f"'{folder}/", 1)
 
 

@@ -8,7 +8,9 @@
 ordinary model of it.
 """
 
+import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -77,17 +79,19 @@ def load_questions(config):
     else:
         known, others = data.load(config.dataset), {}
         asked = {q.question for q in known}
-        for name in filter(None, map(str.strip, config.ood.split(","))):
-            short = data.short_name(name)
-            # a file called test.jsonl must not take the place of the held-out part
+        for name in dict.fromkeys(filter(None, map(str.strip, config.ood.split(",")))):
             found = [q for q in data.load(name, held_out=True) if q.question not in asked]
             if not found:
                 raise ValueError(f"--ood {name}: all of its questions are in --dataset too")
-            others[name if short in sizes or short in others else short] = found
+            # a file called test.jsonl must not take the place of the held-out part
+            free = (x for x in (data.short_name(name), name, f"unseen {name}") if x not in sizes and x not in others)
+            others[next(free)] = found
     if len(known) < sum(sizes.values()):
         share = len(known) / sum(sizes.values())
         sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
-        print(f"note: only {len(known)} questions, so the parts are smaller: {sizes}", file=sys.stderr)
+        sizes["test"] += max(0, len(known) - sum(sizes.values()))
+        print(f"note: only {len(known)} questions, so the parts are smaller: {sizes['platt']} for Platt scaling alone, "
+              f"{sizes['train']} to train on, {sizes['test']} held out", file=sys.stderr)
     parts = data.split(known, sizes, config.seed)
     for name, questions in others.items():
         parts[name] = data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)[name]
@@ -128,6 +132,8 @@ def sample(config, run, model, prompt, questions):
         drawn, logp = lm.sample(model, ids, temperatures, config.answer_tokens, stop, seeds, logprobs=True)
         spent, found = (time.perf_counter() - start) / len(batch), []
         for (part, q), completions, (answer_logprob, *_) in zip(batch, drawn, logp, strict=True):
+            if not math.isfinite(answer_logprob):
+                raise ValueError(f"{config.model} gives no finite probability to its own answer: are its weights NaN?")
             texts = [data.clean_answer(model.decode(c)) for c in completions]
             found.append({
                 "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
@@ -140,10 +146,10 @@ def sample(config, run, model, prompt, questions):
     cut = batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch)
     pieces = {lm.seed_of(*(f"{part} {q.id}" for part, q in batch)): batch for batch in cut}
     rows, seconds = {}, {}
-    for drawn, spent in Journal(run, "sample", config).all(pieces, draw, desc="sampling answers", unit="batch"):
-        for row in drawn:
-            rows[row["part"], row["id"]], seconds[row["part"], row["id"]] = row, spent
-    run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
+    for _, (drawn, spent) in Journal(run, "sample", config).all(pieces, draw, desc="sampling answers", unit="batch"):
+        for row in drawn:  # as text, which takes a quarter of the memory
+            rows[row["part"], row["id"]], seconds[row["part"], row["id"]] = json.dumps(row), spent
+    run.write("samples.jsonl", (json.loads(rows[part, q.id]) for part, q in questions))
     run.write("seconds.jsonl", [{"part": part, "id": q.id, "seconds": seconds[part, q.id]} for part, q in questions])
 
 
@@ -164,38 +170,48 @@ def calibrate(config, run, model, prompt):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
     if not first() and not parallel.replicas:
         return
-    rows = run.read("samples.jsonl")
-    embedder = lm.load_embedder(config.embedder, model)
-    texts = [text for row in rows for text in (row["answer"], *row["samples"])]
-    embeddings = lm.embed(embedder, texts).reshape(len(rows), 1 + config.samples, -1)  # (N, 1 + n, d)
-    gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
-    score = entropy.von_neumann(gram[:, 1:, 1:])  # (N,)
-    similarity = gram[:, 0, 1:].mean(axis=1)  # (N,), of the answer to the samples
-    features = np.stack([score, similarity], axis=1) if config.target == "answer" else score
-    correct = np.array([data.grade(row["answer"], row["answers"], config.grader) for row in rows])
+    embedder, rows, found = lm.load_embedder(config.embedder, model), run.rows("samples.jsonl"), []
+    with tqdm(desc="embedding the answers", unit="question") as bar:
+        while some := list(itertools.islice(rows, 500)):  # so that memory does not grow with the questions
+            found += _measure(config, embedder, some)
+            bar.update(len(some))
+    score = np.array([t["entropy"] for t in found])  # (N,)
+    features = np.array([(t["entropy"], t["similarity"]) for t in found]) if config.target == "answer" else score
+    correct = np.array([t["correct"] for t in found])
 
     # the questions of Platt's part are in every fit; those for stage 3 are scored by fits that did not see them
-    part = np.array([row["part"] for row in rows])
+    part = np.array([t["part"] for t in found])
     labelled = np.isin(part, ("platt", "train"))
-    fold = np.where(part == "platt", -1, np.arange(len(rows)) % config.folds)
+    fold = np.where(part == "platt", -1, np.arange(len(found)) % config.folds)
     fit = platt.fit(features[labelled], correct[labelled], fingerprint=fingerprint(config, prompt))
     for warning in fit.warnings:
         print(f"warning: Platt scaling: {warning}", file=sys.stderr)
     target = fit.predict(features)
     target[labelled] = platt.cross_fit(features[labelled], correct[labelled], fold[labelled])
-    run.write("targets.jsonl", [
-        {"part": row["part"], "id": row["id"], "family": row["family"], "entropy": h, "similarity": s, "correct": c,
-         "target": p,  # none for Platt's own questions
+    for row, p in zip(found, target.tolist(), strict=True):
+        row["target"] = p  # none for Platt's own questions
+    run.write("targets.jsonl", found)
+    run.write("platt.json", json.loads(fit.to_json()))
+    print(f"Platt scaling: P(correct) = {fit.formula()} on {labelled.sum()} questions, "
+          f"accuracy {correct[labelled].mean():.3f}")  # fmt: skip
+
+
+def _measure(config, embedder, rows):
+    """What the samples of some questions say. -> the rows of targets.jsonl, without the target"""
+    texts = [text for row in rows for text in (row["answer"], *row["samples"])]
+    embeddings = lm.embed(embedder, texts).reshape(len(rows), 1 + config.samples, -1)  # (N, 1 + n, d)
+    gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
+    score = entropy.von_neumann(gram[:, 1:, 1:]).tolist()  # N
+    similarity = gram[:, 0, 1:].mean(axis=1).tolist()  # N, of the answer to the samples
+    return [
+        {"part": row["part"], "id": row["id"], "family": row["family"], "entropy": h, "similarity": s,
+         "correct": data.grade(row["answer"], row["answers"], config.grader),
          "truth": row["truth"] and row["truth"].get(row["answer"], 0.0),
          "probability": baselines.sequence_probability(row["answer_logprob"], row["answer_tokens"]),
          "consistency": baselines.self_consistency(row["answer"], row["samples"]),
          "clusters": baselines.cluster_entropy(k[1:, 1:])}
-        for row, h, s, c, p, k in
-        zip(rows, score.tolist(), similarity.tolist(), correct.tolist(), target.tolist(), gram, strict=True)
-    ])  # fmt: skip
-    run.write("platt.json", json.loads(fit.to_json()))
-    print(f"Platt scaling: P(correct) = {fit.formula()} on {labelled.sum()} questions, "
-          f"accuracy {correct[labelled].mean():.3f}")  # fmt: skip
+        for row, h, s, k in zip(rows, score, similarity, gram, strict=True)
+    ]  # fmt: skip
 
 
 # ---- stage 3: train ---------------------------------------------------------------------------------------------
@@ -203,16 +219,12 @@ def calibrate(config, run, model, prompt):
 
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
-    pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
+    pairs = zip(run.rows("samples.jsonl"), run.rows("targets.jsonl"), strict=True)
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"]) for s, t in pairs if s["part"] == "train"]
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     log, said = [], set()
     run.write("metrics.jsonl", log)
-    board = None
-    if config.tensorboard == "on" and first():
-        from torch.utils.tensorboard import SummaryWriter  # only here: its package may not be there
-
-        board = SummaryWriter(run.path("tensorboard"))
+    board = Board(run) if config.tensorboard == "on" and first() else None
 
     def warn(steps):
         for sentence in report.troubles(steps):
@@ -223,9 +235,8 @@ def train(config, run, model, prompt):
     def on_step(record):
         log.append(record)
         run.append("metrics.jsonl", record)
-        for name, value in record.items() if board else ():
-            if value is not None:
-                board.add_scalar(name, value, record["step"])
+        if board:
+            board.add(record)
         if len(log) >= report.WINDOW:
             warn(log[-report.WINDOW :])
 
@@ -237,6 +248,21 @@ def train(config, run, model, prompt):
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
+
+
+class Board:
+    """The log of stage 3 for TensorBoard, in a run's folder of this name."""
+
+    def __init__(self, run):
+        from torch.utils.tensorboard import SummaryWriter  # only here: its package may not be there
+
+        self.writer = SummaryWriter(run.path("tensorboard"))
+        self.close = self.writer.close
+
+    def add(self, record):
+        for name, value in record.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, record["step"])
 
 
 # ---- using the result -------------------------------------------------------------------------------------------
@@ -272,7 +298,8 @@ def merge(config, run, out):
     """
     if config.adapter != "everywhere":
         raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
-                         "switch: train it with --adapter everywhere")  # fmt: skip
+                         "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
+                         "adapter is trained again")  # fmt: skip
     model, _ = load_trained(config, run)
     lora.merge(model)
     lm.save(model.model, model.tokenizer, out, card.merged(run.read("report.json")))

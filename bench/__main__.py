@@ -23,8 +23,9 @@ from pathlib import Path
 
 from bench import arrays, growth, language, prediction
 from bench.setting import EMBEDDER, MODEL, ROOT, take_turns
-from report import environment, fill
+from report import environment
 from run import Run
+from tables import fill
 
 PEERS = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "scikit-learn", "torchmetrics")
 

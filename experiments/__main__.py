@@ -5,6 +5,8 @@
     python -m experiments smollm2-arms           the main arms with a real model and real questions
     python -m experiments scores                 samples, kernels, embedders and calibrators; no training
 
+The last two need the models and questions that scripts/fetch_*.py fetch.
+
 A run that is finished is not made again, so an interrupted table goes on where it was. Runs are in runs/experiments,
 results in results/TABLE.
 """
@@ -23,6 +25,7 @@ from experiments import tables
 from experiments.grid import SCORES, TABLES, slug
 from report import cores
 from run import Run
+from settings import nearest
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +66,15 @@ def scores(root, threads):
     print(f"wrote {target}")
 
 
+def refuse_unknown(parser, option, given, known):
+    """What is not in the grid is an error now, and not after hours of sampling."""
+    known = [str(one) for one in known]
+    for one in map(str, given or []):
+        if one not in known:
+            near = nearest(one, known) or f"choose from {', '.join(map(repr, known))}"
+            parser.error(f"{option}: no {one!r} in this table; {near}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*TABLES, "scores"])
@@ -73,8 +85,12 @@ def main():
     threads = max(1, cores() // args.jobs)
     root = ROOT / "runs" / "experiments" / args.table
     if args.table == "scores":
+        if args.seeds or args.arms:
+            parser.error("scores takes neither --seeds nor --arms")
         return scores(root, threads)
     table = TABLES[args.table]
+    refuse_unknown(parser, "--seeds", args.seeds, table.seeds)
+    refuse_unknown(parser, "--arms", args.arms, table.arms)
     seeds = args.seeds or table.seeds
     arms = args.arms or list(table.arms)
     with ThreadPoolExecutor(args.jobs) as pool:

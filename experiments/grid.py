@@ -31,13 +31,13 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A grid of runs: arms x seeds. `flags` are those of every run, `reference` the arm that all are compared with."""
+    """A grid of runs: arms x seeds. `flags` are those of every run, `references` the arms to compare others with."""
 
     title: str
     text: str
     arms: dict
     seeds: tuple
-    reference: str
+    references: tuple
     flags: str = ""
     resamples: int = 1000
 
@@ -62,15 +62,15 @@ SMOLLM2 = (
 TABLES = {
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
-        ARMS, SEEDS, BRIER, "--steps 1000",
+        ARMS, SEEDS, (BRIER, PAPER), "--steps 1000",
     ),
     "toy-ablations": Table(
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
-        {PAPER: "", **ABLATIONS}, SEEDS[:3], PAPER,
+        {PAPER: "", **ABLATIONS}, SEEDS[:3], (PAPER,),
     ),
     "toy-adapter": Table(
         "Where the adapter is on, on three toy worlds", "Everything else as in the paper's arm.",
-        {PAPER: "", "adapter everywhere": "--adapter everywhere"}, SEEDS[:3], PAPER,
+        {PAPER: "", "adapter everywhere": "--adapter everywhere"}, SEEDS[:3], (PAPER,),
     ),
     "smollm2-arms": Table(
         "The main arms with SmolLM2-135M and real questions",
@@ -82,7 +82,7 @@ TABLES = {
             "exact gradient, hybrid reward, target of the answer, after a warm-up (ours)":
                 "--gradient exact --reward hybrid --target answer --warmup 200 --steps 50",
         },
-        (0,), BRIER, f"{SMOLLM2} --questions 24 --rollouts 8 --every 5 --lr 1e-3",
+        (0,), (BRIER, PAPER), f"{SMOLLM2} --questions 24 --rollouts 8 --every 5 --lr 1e-3",
     ),
 }  # fmt: skip
 

@@ -5,6 +5,9 @@
 
 A difference whose interval has 0 in it is a tie. What was malformed counts as worst. The fewer the seeds, the more the
 intervals are too narrow; with one seed they hold for these adapters alone, and say nothing about training again.
+
+What bounds a student is shown beside it: its distance to its teacher, that of both to the known probability where there
+is one, and Murphy's terms of the Brier score.
 """
 
 import json
@@ -14,18 +17,22 @@ import numpy as np
 import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
-from report import METHODS, fill, rl_steps
+from report import METHODS, _agreement, rl_steps
 from rl import Item
 from run import Run
+from tables import fill, lines, number
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
+MURPHY = ("reliability", "resolution", "uncertainty")
+DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman": "Spearman"}
+CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
 BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 
 
 def collect(table, root):
-    """-> {part: {"n", "rows": {name: ...}, "differences": {name: ...}}}, all that the documents say, as JSON values."""
+    """-> {part: {"n", "rows": {name: ...}, "differences": {to: ...}}}, all that the documents say, as JSON values."""
     runs = {arm: {s: Run(root / f"{slug(arm)}-{s}") for s in table.seeds} for arm in table.arms}
     rows = {arm: {s: run.read("predictions.jsonl") for s, run in of.items()} for arm, of in runs.items()}
     cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
@@ -38,8 +45,11 @@ def collect(table, root):
     found = {}
     for part in dict.fromkeys(r["part"] for r in rows[first][table.seeds[0]]):
         values, draws = {}, {}
+        asked = {arm: [[r for r in of if r["part"] == part] for of in rows[arm].values()] for arm in table.arms}
+        ids = {arm: [[r["id"] for r in e] for e in each] for arm, each in asked.items()}  # other ones are not paired
+        agreements = {arm: [_agreement(e) for e in each] for arm, each in asked.items()}
         for (arm, field), title in methods.items():
-            each = [[r for r in rows[arm][s] if r["part"] == part] for s in table.seeds]
+            each = asked[arm]
             if field not in each[0][0] or field == "truth" and each[0][0]["truth"] is None:
                 continue
             scored = [(*_worst(e, field), [r["family"] for r in e]) for e in each]
@@ -48,20 +58,22 @@ def collect(table, root):
             values[title] = {
                 "malformed": float(np.mean([[r[field] is None for r in e] for e in each])),
                 "tokens": float(np.mean(tokens)) if tokens else None,
-                "seeds": [{name: g[name] for name in SHOWN} for g in got],
-                "mean": {name: float(np.mean([g[name] for g in got])) for name in SHOWN},
+                "seeds": [{name: g[name] for name in (*SHOWN, *MURPHY)} for g in got],
+                "mean": {name: float(np.mean([g[name] for g in got])) for name in (*SHOWN, *MURPHY)},
+                "agreement": _distances(agreements[arm], field),
             }
             draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
-        asked = {arm: _asked(rows[arm], part) for arm in table.arms}
-        same = [arm for arm in table.arms if arm != table.reference and asked[arm] == asked[table.reference]]
         trained = [(arm, kind) for arm in table.arms for kind in TRAINED.values()]
         pairs = {
-            "reference": [(f"{arm}, {kind}", f"{table.reference}, {kind}") for arm, kind in trained if arm in same],
-            "teacher": [(f"{arm}, {kind}", methods.get((arm, "target"), METHODS["target"])) for arm, kind in trained
-                        if (arm, "target") in methods or asked[arm] == asked[first]],
+            other: [(f"{arm}, {kind}", f"{other}, {kind}") for arm, kind in trained
+                    if arm != other and ids[arm] == ids[other]]
+            for other in table.references
         }  # fmt: skip
+        pairs["teacher"] = [(f"{arm}, {kind}", methods.get((arm, "target"), METHODS["target"])) for arm, kind in trained
+                            if (arm, "target") in methods or ids[arm] == ids[first]]  # fmt: skip
         found[part] = {
-            "n": len(each[0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in each], "rows": values,
+            "n": len(asked[first][0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in asked[first]],
+            "rows": values,
             "differences": {
                 to: {one: _difference(draws[one], draws[other], values[one], values[other]) for one, other in of
                      if one in draws and other in draws}
@@ -94,9 +106,13 @@ def generalisation(table, root):
     return found
 
 
-def _asked(rows, part):
-    """The questions of each seed; arms that were asked other ones cannot be paired."""
-    return {s: [r["id"] for r in of if r["part"] == part] for s, of in rows.items()}
+def _distances(agreements, field):
+    """What the agreements of each seed say of one method. -> {"target": {measure: [of each seed]}, "truth": ...}"""
+    names = {other: f"{METHODS[field]} v {METHODS[other].lower()}" for other in CEILINGS}
+    return {
+        other: {measure: [a[name][measure] for a in agreements] for measure in DISTANCES}
+        for other, name in names.items() if all(name in a for a in agreements)
+    }  # fmt: skip
 
 
 def _worst(rows, field):
@@ -115,32 +131,45 @@ def _difference(one, other, mine, theirs):
 
 def markdown(name, table, found, earned, machine):
     seeds = ", ".join(map(str, table.seeds))
-    lines = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
-    lines += ["| arm | flags |", "|---|---|"]
+    out = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
+    out += ["| arm | flags |", "|---|---|"]
     for arm, flags in table.arms.items():
         both = f"{table.flags} {flags}".strip()
-        lines.append(f"| {arm} | `{both}` |" if both else f"| {arm} | (default) |")
-    lines += ["", *machine, ""]
-    lines += ["| reward, mean over the seeds | end of training | test, greedy | gap |", "|---|---:|---:|---:|"]
-    lines += [f"| {arm} | {a:.3f} | {b:.3f} | {a - b:+.3f} |" for arm, (a, b) in earned.items()]
-    lines.append("")
+        out.append(f"| {arm} | `{both}` |" if both else f"| {arm} | (default) |")
+    out += ["", *machine, ""]
+    heads = ["reward, mean over the seeds", "end of training", "test, greedy", "gap"]
+    out += [*lines(heads, {arm: [number(a), number(b), f"{a - b:+.3f}"] for arm, (a, b) in earned.items()}), ""]
     for part, of in found.items():
         accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
-        lines += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
-        lines += ["| | " + " | ".join(SHOWN.values()) + " | malformed | tokens |", "|---|" + "---:|" * (len(SHOWN) + 2)]
-        for title, row in of["rows"].items():
-            cells = [_cell([s[m] for s in row["seeds"]]) for m in SHOWN]
-            tokens = "" if row["tokens"] is None else f"{row['tokens']:.1f}"
-            lines.append(f"| {title} | " + " | ".join(cells) + f" | {row['malformed']:.1%} | {tokens} |")
+        out += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
+        cells = {
+            title: [*(_cell([s[m] for s in row["seeds"]]) for m in SHOWN), f"{row['malformed']:.1%}",
+                    "" if row["tokens"] is None else number(row["tokens"], 1)] for title, row in of["rows"].items()
+        }  # fmt: skip
+        out += [*lines(["", *SHOWN.values(), "malformed", "tokens"], cells), ""]
+        for caption, *of_ceilings in _ceilings(of["rows"]):
+            out += [caption, "", *lines(*of_ceilings), ""]
         shown = [m for m in SHOWN if m != "ece_within"]
-        to = {"reference": f"*{table.reference}* with the same readout", "teacher": "the teacher"}
         for other, rows in of["differences"].items():
-            lines += ["", f"Differences to {to[other]}, paired, 95% intervals:", "",
-                      "| | " + " | ".join(SHOWN[m] for m in shown) + " |", "|---|" + "---:|" * len(shown)]  # fmt: skip
-            for title, d in rows.items():
-                lines.append(f"| {title} | " + " | ".join(_verdict(m, *d[m]) for m in shown) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            to = "the teacher" if other == "teacher" else f"*{other}* with the same readout"
+            cells = {title: [_verdict(m, *d[m]) for m in shown] for title, d in rows.items()}
+            out += [f"Differences to {to}, paired, 95% intervals:", ""]
+            out += [*lines(["", *(SHOWN[m] for m in shown)], cells), ""]
+    return "\n".join(out)
+
+
+def _ceilings(rows):
+    """What bounds the rows of a part. -> (caption, heads, {title: cells}) of each table"""
+    murphy = ("brier", *MURPHY)
+    yield ("Murphy's decomposition, mean over the seeds: Brier score ≈ reliability (low is good) - resolution (high is "
+           "good) + uncertainty.", ["", *map(str.capitalize, murphy)],
+           {title: [number(row["mean"][m]) for m in murphy] for title, row in rows.items()})  # fmt: skip
+    near = {title: row["agreement"] for title, row in rows.items() if row["agreement"]}
+    known = [c for c in CEILINGS if any(c in of for of in near.values())]
+    yield ("Distillation error: student v its own teacher. Teacher error: teacher v the known probability.",
+           ["", *(f"{CEILINGS[c]}: {measure}" for c in known for measure in DISTANCES.values())],
+           {title: [_cell(of[c][m]) if c in of else "" for c in known for m in DISTANCES]
+            for title, of in near.items()})  # fmt: skip
 
 
 def summary(name, table, found):
@@ -152,22 +181,20 @@ def summary(name, table, found):
                                            "truth")]  # fmt: skip
     rows |= {f"*{title}*": (title,) for title in others}
 
-    def lines(first, columns, readouts):
+    def shown(first, columns, readouts):
         """columns: {title: (part, metric)}; readouts: which of the rows of an arm."""
-        yield f"| {first} | " + " | ".join(columns) + " |"
-        yield "|---|" + "---:|" * len(columns)
-        for title, of in rows.items():
-            cells = [
+        cells = {
+            title: [
                 ", ".join(f"{found[part]['rows'][one]['mean'][m]:.3f}" for one in of[readouts] or of)
                 for part, m in columns.values() if of[0] in found[part]["rows"]
-            ]  # fmt: skip
-            if len(cells) == len(columns):
-                yield f"| {title} | " + " | ".join(cells) + " |"
+            ] for title, of in rows.items()
+        }  # fmt: skip
+        return lines([first, *columns], {title: row for title, row in cells.items() if len(row) == len(columns)})
 
     head = {SHOWN[m]: (test, m) for m in ("ece", "brier", "auroc", "auroc_within")}
-    out = list(lines(f"{test}: stated, expected", head, slice(0, 2)))
+    out = list(shown(f"{test}: stated, expected", head, slice(0, 2)))
     head = {f"{SHOWN[m]}, {part}": (part, m) for part in unseen for m in ("ece", "auroc")}
-    out += ["", *lines("never trained on: expected", head, slice(1, 2))]
+    out += ["", *shown("never trained on: expected", head, slice(1, 2))]
     sizes = "; ".join(f"{part}: {of['n']}, {np.mean(of['accuracy']):.2f}" for part, of in found.items())
     seeds = f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
     out += ["", f"Questions and accuracy: {sizes}. {seeds}; `python -m experiments {name}`; intervals, paired "

@@ -160,9 +160,9 @@ def main():
             found = measure(args.run, args.beside, args.question)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        write_whole(MEASURED, (json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
+        write_whole(MEASURED, [(json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n").encode()])
     else:
-        write_whole(DOCUMENT, fill(TEMPLATE.read_text(encoding="utf-8")).encode())
+        write_whole(DOCUMENT, [fill(TEMPLATE.read_text(encoding="utf-8")).encode()])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from helpers import one_sentence, write
 from safetensors.torch import load_file, save_file
 
@@ -110,7 +111,7 @@ WRONG = {  # flags of a run, and what is said
     "empty answer": line("answer_empty", ANSWERS),
     "answers that are numbers": line("answers_7", ANSWERS),
     "duplicate id": line("same_id", "the id 'q0' occurs twice"),
-    "the same file twice": refused("--dataset {tmp}/good.jsonl,{tmp}/good.jsonl", "the id 'q0' occurs twice"),
+    "the same file twice": refused("--dataset {tmp}/good.jsonl,{tmp}/good.jsonl", "good.jsonl is named twice"),
     "a question beyond the context": refused("--dataset {tmp}/enormous_question.jsonl --train-questions 20",
                                              "question huge: a prompt of"),
     "answers beyond the context": refused("--answer-tokens 5000", "exceed the model's context of 2048"),
@@ -180,12 +181,12 @@ def test_a_misspelt_file_is_no_misspelt_set(call, tmp_path, monkeypatch, capsys)
     (["ask", "why", "--out", "{run}"], "ask takes no --out and no --in; --run names the run folder"),
     (["ask", "why", "--run", "{run}", "--steps", "7"], "no --steps here: the settings are those of the run in"),
     (["ask", "why", "--run", "{run}", "--model", "gpt2"], "no --model here"),
-    (["ask", "why", "--run", "{tmp}/xyzzy"], "{tmp}/xyzzy holds no trained adapter: run `python calunc.py --out"),
-    (["ask", "why", "--run", "{tmp}/foldr"], "holds no trained adapter: did you mean '{tmp}/folder'?"),
+    (["ask", "why", "--run", "{tmp}/xyzzy"], "{tmp}/xyzzy is no run folder; it is what `python calunc.py --out"),
+    (["ask", "why", "--run", "{tmp}/foldr"], "foldr is no run folder; did you mean '{tmp}/folder'?"),
     (["predict", "--run", "{run}"], "predict needs --in questions.jsonl and --out answers.jsonl"),
     (["predict", "--in", "{tmp}/two.jsonl", "--run", "{run}"], "predict needs --in"),
-    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/o", "--run", "{tmp}/none"], "holds no trained adapter"),
-    (["predict", "--in", "{tmp}/none.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "{tmp}/none.jsonl"),
+    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/o", "--run", "{tmp}/none"], "none is no run folder"),
+    (["predict", "--in", "{tmp}/none.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "no file {tmp}/none.jsonl"),
     (["predict", "--in", "{tmp}/folder", "--out", "{tmp}/o", "--run", "{run}"], "Is a directory: '{tmp}/folder'"),
     (["predict", "--in", "{tmp}/empty.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "holds no questions"),
     (["predict", "--in", "{tmp}/malformed.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "line 31: not JSON"),
@@ -224,6 +225,32 @@ def test_usage_errors(argv, near, capsys):
     assert (f"did you mean {near!r}?" in said) if near else ("did you mean" not in said)
 
 
+def test_weights_that_are_not_numbers_with_an_encoder(gpt2, make_folder, call, tmp_path, capsys):
+    """An encoder of its own reads the answers of such a model without complaint."""
+    model = tmp_path / "nan"
+    shutil.copytree(gpt2, model)
+    broken = transformers.AutoModelForCausalLM.from_pretrained(model)
+    broken.transformer.ln_f.weight.data.fill_(float("nan"))
+    broken.save_pretrained(model)
+    assert call(tmp_path / "run", "--embedder", str(make_folder("bert")), model=model) == 2
+    assert "gives no finite probability to its own answer" in one_sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
+def test_no_memory_is_one_sentence(error, call, tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(language, "sample", fail)
+    assert call(tmp_path / "run") == 2
+    assert one_sentence(capsys.readouterr()).startswith("out of memory: try a smaller --sample-batch")
+
+
+def test_few_questions_are_said_to_be_few(finished):
+    said = "test: 8 questions are few: look at the intervals, not at the numbers."
+    assert said in json.loads((finished / "report.json").read_text())["warnings"]
+
+
 # ---- a run that was tampered with ---------------------------------------------------------------
 
 
@@ -257,8 +284,9 @@ def test_a_run_folder_that_was_damaged(name, content, message, copy, capsys):
 
 @pytest.mark.parametrize("name, value, message", [
     ("readout", "zzz", "--readout is 'zzz': it must be one of stated, expected"),
-    ("rank", 4, "has other settings than"),
-    ("answer_tokens", 7, "has other settings than"), ("model", "gpt2", "has other settings than"),
+    ("rank", 4, "has an adapter of another model or of other settings"),
+    ("answer_tokens", 7, "has an adapter of another model or of other settings"),
+    ("model", "gpt2", "has an adapter of another model or of other settings"),
     ("rank", None, "is damaged: rank is None"),
 ])  # fmt: skip
 def test_settings_that_were_changed_by_hand(name, value, message, copy, capsys):
@@ -271,7 +299,7 @@ def test_settings_that_were_changed_by_hand(name, value, message, copy, capsys):
 def test_a_list_for_settings_is_made_again(copy, call, capsys):
     (copy / "config.json").write_text("[]")
     assert call(copy, "--steps", "2") == 0
-    assert "train, eval: done again, with another file" in capsys.readouterr().out
+    assert "train, eval: done again, with another model or file" in capsys.readouterr().out
 
 
 def test_a_run_of_several_processes_can_be_asked_by_one(copy, capsys):
@@ -394,5 +422,5 @@ def test_scores_that_teach_little_finish_with_a_warning(case, usable, call, tmp_
 
     monkeypatch.setattr(stages, "sample", sample)
     assert call(tmp_path / "run", dataset=usable()) == 0
-    out = capsys.readouterr().out
-    assert warning in (tmp_path / "run" / "report.md").read_text().split("## ")[0] + out
+    assert warning in capsys.readouterr().err
+    assert warning in (tmp_path / "run" / "report.md").read_text().split("## Warnings")[1]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers import one_sentence, rows, write
 from safetensors.torch import load_file
 
@@ -29,9 +30,10 @@ import platt
 import stages
 import statements
 import toy
-from report import METHODS
+from amp import Optimizer
 from run import STAGES, Run
 from settings import Config, check
+from tables import METHODS
 
 ROOT = Path(calunc.__file__).parent
 PARTS = {"platt": 6, "train": 10, "test": 8}
@@ -138,7 +140,7 @@ def test_what_each_stage_cost(finished):
     assert stages["sample"]["tokens"] > drawn / 2  # of which the last of each is not read again
     assert report["stages"] == {name: stages[name] for name in ("sample", "calibrate", "train")}
     assert report["environment"]["matmul_gflops"] > 0
-    lines = (finished / "report.md").read_text().split("## Cost of each stage")[1].split("##")[0]
+    lines = (finished / "report.md").read_text().split("## Cost")[1].split("##")[0]
     assert all(f"| {name} | " in lines and f"{stage['tokens']:,}" in lines for name, stage in report["stages"].items())
 
 
@@ -233,14 +235,13 @@ def test_a_gpu_that_is_not_there_is_an_error(call, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["test", "train", "platt"])
-def test_an_unseen_set_may_have_the_name_of_a_part(name, call, questions, tmp_path):
+@pytest.mark.parametrize("name", ["test.jsonl", "train.jsonl", "platt.jsonl", "train", "test"])
+def test_an_unseen_set_may_have_the_name_of_a_part(name, call, questions, tmp_path, monkeypatch):
     """A file called test.jsonl is an unseen set like any other, and takes the place of no part."""
-    unseen = write(tmp_path / f"{name}.jsonl", [{"question": f"who is {x}", "answers": ["me"]} for x in "abcde"])
+    write(tmp_path / name, [{"question": f"who is {x}", "answers": ["me"]} for x in "abcde"])
     run = tmp_path / "run"
-    if call(run, "--ood", str(unseen), command="sample") == 2:
-        assert not run.exists()  # refused
-        return
+    monkeypatch.chdir(tmp_path)
+    assert call(run, "--ood", name, command="sample") == 0
     samples = rows(run / "samples.jsonl")
     for part, size in PARTS.items():
         assert sum(s["part"] == part and s["source"] == str(questions) for s in samples) == size
@@ -276,7 +277,7 @@ def test_fewer_questions_make_smaller_parts(call, tmp_path, capsys):
     some = write(tmp_path / "some.jsonl", [{"question": f"what is {i * 'a'}", "answers": ["b"]} for i in range(12)])
     assert call(tmp_path / "run", dataset=some, command="sample") == 0
     err = capsys.readouterr().err
-    assert err.count("note: only 12 questions, so the parts are smaller: {'platt': 3, 'train': 5, 'test': 4}") == 1
+    assert err.count("note: only 12 questions, so the parts are smaller: 3 for Platt scaling alone, 5 to train") == 1
     assert [s["part"] for s in rows(tmp_path / "run" / "samples.jsonl")] == ["platt"] * 3 + ["train"] * 5 + ["test"] * 4
 
 
@@ -353,6 +354,62 @@ def test_a_changed_question_file_redoes_everything(call, questions, tmp_path, ca
     assert call(out, command="calibrate", dataset=mine) == 0
     assert "done before" not in capsys.readouterr().out
     assert {a for s in rows(out / "samples.jsonl") for a in s["answers"]} == {"something else"}
+
+
+def test_replaced_weights_redo_everything(call, copy, make_folder, tmp_path, capsys):
+    """The model's folder has the name that it had."""
+    model = shutil.copytree(Run(copy).config().model, tmp_path / "model")
+    run = tmp_path / "run"
+    assert call(run, model=model, command="train") == 0
+    other = transformers.AutoModelForCausalLM.from_pretrained(model)
+    other.transformer.h[0].mlp.c_fc.weight.data += 0.3
+    other.save_pretrained(model)
+    assert calunc.main(["ask", "why", "--run", str(run)]) == 2
+    assert "has an adapter of another model" in one_sentence(capsys.readouterr())
+    before = (run / "samples.jsonl").read_text()
+    assert call(run, model=model, command="train") == 0
+    assert "sample, calibrate, train: done again, with another model or file" in capsys.readouterr().out
+    assert (run / "samples.jsonl").read_text() != before
+
+
+def test_a_forgotten_flag_costs_no_adapter(copy, call, capsys):
+    before = stamps(copy)
+    for argv, forgotten in (
+        (["--out", str(copy), "--steps", "4"], ("--model", "--dataset", "--samples 3")),
+        (["--out", str(copy)], ("--model", "--lr 0.01")),
+        (["sample", "--out", str(copy), "--model", "toy", "--dataset", "toy"], ("--samples 3",)),
+    ):
+        assert calunc.main(argv) == 2
+        said = one_sentence(capsys.readouterr())
+        assert said.startswith(f"{copy} was made with --") and all(flag in said for flag in forgotten)
+        assert said.endswith("give these flags the value that you want, or name another --out")
+    assert stamps(copy) == before
+    assert call(copy, "--steps", "4", command="train") == 0
+
+
+def test_what_an_unfinished_run_can_be_asked(copy, call, capsys):
+    """It says how to go on, and not that another folder was meant."""
+    assert call(copy, "--steps", "5", command="calibrate") == 0
+    (copy / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
+    said = one_sentence(capsys.readouterr())
+    assert "holds no trained adapter yet: go on with `python calunc.py --model " in said
+    assert " --steps 5 " in said and said.endswith(f" --out {copy}`")
+    argv = shlex.split(said.split("`")[1])[2:]
+    assert calunc.main(argv) == 0
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 0
+
+
+def test_the_readout_of_a_run_can_be_changed_back(copy, call, monkeypatch):
+    """Also to what the default is."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"readout": "expected"}))
+    seen = []
+    monkeypatch.setattr(stages, "answer_questions", lambda config, *_: seen.append(config.readout) or [("a", 0.5)])
+    for flags in ([], ["--readout", "stated"]):
+        assert calunc.main(["ask", "why", "--run", str(copy), *flags]) == 0
+    assert seen == ["expected", "stated"]
 
 
 def test_a_run_whose_settings_changed_before_it_was_trained_again_is_not_used(copy, call, capsys):
@@ -489,6 +546,7 @@ def test_what_a_stage_left_when_it_was_killed_at_its_very_end_is_taken_away(copy
 
 @pytest.mark.parametrize("stage, content", [
     ("sample", '{"piece": 3}\n'), ("sample", "[1]\n"), ("sample", "{{}}\n"), ("train", "x"), ("train", ""),
+    ("sample", '{"piece": 3, "value": null, "digest": "x"}\n'),
 ])  # fmt: skip
 def test_what_an_interrupted_call_left_is_named_if_it_is_damaged(stage, content, copy, call, capsys):
     config = Run(copy).config()
@@ -498,6 +556,39 @@ def test_what_an_interrupted_call_left_is_named_if_it_is_damaged(stage, content,
     (copy / MADE[stage][-1]).unlink()
     assert call(copy, command=stage) == 2
     assert f"{left} is damaged" in one_sentence(capsys.readouterr())
+
+
+def test_an_altered_journal_is_named_and_not_used(call, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        fail_at(2, language, "sample", patch)
+        with pytest.raises(RuntimeError):
+            call(run, command="sample")
+    (left,) = run.glob(".sample-*.jsonl")
+    content = left.read_text()
+    left.write_text(content.replace('"answer_tokens": ', '"answer_tokens": 1', 1))
+    assert left.read_text() != content
+    capsys.readouterr()
+    assert call(run, command="sample") == 2
+    assert f"{left} is damaged" in one_sentence(capsys.readouterr())
+    left.unlink()
+    assert call(run, command="sample") == 0
+
+
+def test_an_altered_checkpoint_is_named_and_not_used(world, tmp_path):
+    """Where every bit of it can be read."""
+    model, _ = world()
+    lora.add_lora(model, 2)
+    optimizer, path = Optimizer(model, Config(), 10), tmp_path / "x.safetensors"
+    path.write_bytes(optimizer.save(3, [{"step": 0}]))
+    assert optimizer.load(path) == (3, [{"step": 0}])
+    content = path.read_bytes()
+    for place in (-5, -500, content.index(b"step") + 1):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        path.write_bytes(altered)
+        with pytest.raises(ValueError, match="x.safetensors is damaged"):
+            optimizer.load(path)
 
 
 def test_artefacts_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -557,6 +648,23 @@ def test_a_changed_seed_makes_another_toy_model(gpt2, tmp_path, monkeypatch):
     for seed in (1, 1, 2):
         stages.load_model(Config(model="toy", dataset="toy", seed=seed, device="cpu"), Run(tmp_path / "run"))
     assert built == [1, 2]
+
+
+def test_an_altered_toy_model_is_named_and_not_used(gpt2, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(toy, "build", lambda folder, seed: shutil.copytree(gpt2, folder))
+    run = Run(tmp_path)
+    run.write("samples.jsonl", [])
+    run.write("seconds.jsonl", [])
+    config = Config(model="toy", dataset="toy", device="cpu")
+    stages.load_model(config, run)
+    run.finish("sample", config, 0, 0, {})
+    assert run.done("sample", config)
+    weights = tmp_path / "model-0" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="model-0 is not what `sample` wrote: put it back, or delete it"):
+        run.done("sample", config)
 
 
 # targets

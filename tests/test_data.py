@@ -1,9 +1,11 @@
 """data.py against tables written by hand and rows with the schemas of the real data sets."""
 
 import copy
+import hashlib
 import json
 import string
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -529,13 +531,19 @@ def test_names(write):
 
 
 def test_an_id_belongs_to_one_question(tmp_path):
-    """Samples and seeds are kept by id: two files of one name must not share them."""
+    """Samples and seeds are kept by id: two files of one name do not share them."""
     for folder, question in [("a", "Who?"), ("b", "Where?")]:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.jsonl").write_text(json.dumps({"question": question, "answers": ["x"]}))
-    for name in (f"{tmp_path}/a/mine.jsonl,{tmp_path}/b/mine.jsonl", "facts:capitals,facts:capitals"):
-        with pytest.raises(ValueError, match="twice"):
-            data.load(name)
+    found = data.load(f"{tmp_path}/a/mine.jsonl,{tmp_path}/b/mine.jsonl")
+    assert [q.id for q in found] == [f"{tmp_path}/{folder}/mine.jsonl: mine-1" for folder in "ab"]
+    with pytest.raises(ValueError, match="twice"):
+        data.load("facts:capitals,facts:capitals")
+
+
+def test_null_for_an_id_or_a_family_is_none(write):
+    found = from_jsonl(write({**GOOD, "id": None, "family": None}, {**GOOD, "id": None}, name="two.jsonl"))
+    assert [(q.id, q.family) for q in found] == [("two-1", "two"), ("two-2", "two")]
 
 
 def test_every_fact_is_right_by_its_own_answers():
@@ -644,3 +652,43 @@ def test_too_few_questions(sizes):
 
 def test_exactly_enough_questions():
     assert [len(p) for p in split(questions(10), {"a": 6, "b": 4}, seed=0).values()] == [6, 4]
+
+
+# ---- the files of the tables ---------------------------------------------------------------------
+
+
+def test_the_question_files_are_made_from_the_hub(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(data.__file__).parent / "scripts")
+    import fetch_questions as script
+
+    local = {SOURCE[name][0]: ROWS[name] for name in ("trivia_qa", "gsm8k")}
+    local["stanfordnlp/web_questions"] = [{"question": f" who is {i}?", "answers": ["1,0", "b"]} for i in range(4000)]
+    splits = {}
+
+    def load_dataset(path, config, *, split):
+        splits[path] = split
+        return local[path]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("sys.argv", ["fetch_questions.py", "--out", str(tmp_path)])
+    script.main()
+    said = capsys.readouterr().out
+    assert said.count("other questions than the published ones") == 3 and "same" not in said
+    assert sorted(splits.values()) == ["test", "train", "train"] and splits["openai/gsm8k"] == "test"
+    trivia, web, gsm8k = (data.from_jsonl(tmp_path / f"{file}.jsonl") for file in script.SETS)
+    assert [q.answers for q in gsm8k] == [("18",), ("70000",)] and [q.id for q in gsm8k] == ["gsm8k-0", "gsm8k-1"]
+    assert [(q.question, q.answers) for q in trivia] == [
+        (row["question"], answers) for row, answers in zip(ROWS["trivia_qa"], READ["trivia_qa"], strict=True)
+    ]
+    # as many as were published, in that order: the ids, which are places in the split, begin and end like this
+    assert [q.id for q in web[:5]] == ["wqr000001", "wqr000002", "wqr000003", "wqr000005", "wqr000006"]
+    assert len({q.id for q in web}) == 3778 and [q.id for q in web[-2:]] == ["wqr003740", "wqr003760"]
+    assert web[0].question == "Who is 1?" and web[0].answers == ("1,0", "b")
+
+    # what is there is kept, and compared with what was published
+    path = tmp_path / "gsm8k_test.jsonl"
+    path.write_text("mine")
+    *how, _ = script.SETS["gsm8k_test"]
+    monkeypatch.setitem(script.SETS, "gsm8k_test", (*how, hashlib.sha256(b"mine").hexdigest()))
+    script.main()
+    assert path.read_text() == "mine" and f"{path}: same as the published ones" in capsys.readouterr().out

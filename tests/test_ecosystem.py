@@ -47,7 +47,7 @@ def test_three_lines_of_python(finished, tmp_path):
 
 
 @pytest.mark.parametrize("settings, said", [
-    ({"steps": 3}, "no --steps here"), ({"zzz": 3}, "no --zzz here"), ({"readout": "zzz"}, "--readout is 'zzz'"),
+    ({"steps": 4}, "no --steps here"), ({"zzz": 3}, "no --zzz here"), ({"readout": "zzz"}, "--readout is 'zzz'"),
 ])  # fmt: skip
 def test_settings_that_python_cannot_change(settings, said, finished):
     with pytest.raises(ValueError, match=said):
@@ -136,7 +136,7 @@ def test_merging_a_run(everywhere, tmp_path):
 
 def test_what_cannot_be_merged(finished, everywhere, tmp_path, capsys):
     for argv, said in (
-        (["--run", str(finished), "--out", str(tmp_path / "m")], "train it with --adapter everywhere"),
+        (["--run", str(finished), "--out", str(tmp_path / "m")], "add --adapter everywhere to the call"),
         (["--run", str(everywhere), "--out", str(tmp_path)], "is there already: name a new folder"),
         (["--run", str(everywhere)], "merge needs --out"),
         (["--run", str(everywhere), "--out", str(tmp_path / "no" / "m")], "there is no folder"),
@@ -184,6 +184,16 @@ def test_tensorboard_has_what_the_log_has(finished, call, tmp_path):
         for name in ("reward", "malformed", "grad_norm"):
             got = {e.step: e.value for e in events.Scalars(name)}
             assert got[record["step"]] == pytest.approx(record[name], rel=1e-6)
+
+
+def test_a_finished_run_can_be_shown_in_tensorboard(finished, call, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert call(folder, "--tensorboard", "on") == 0
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    log = rows(folder / "metrics.jsonl")
+    assert [e.value for e in events.Scalars("reward")] == pytest.approx([r["reward"] for r in log])
 
 
 def test_tensorboard_that_is_not_installed(call, tmp_path, monkeypatch, capsys):

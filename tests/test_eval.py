@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from torchmetrics.classification import BinaryCalibrationError
 
 import eval as ev
-import report
+import tables
 
 METRICS = (ev.ece, lambda c, y: ev.ece(c, y, scheme="mass"), ev.brier, ev.nll, ev.auroc, ev.aurc)
 
@@ -316,7 +316,9 @@ def test_table():
     row = {"accuracy": 0.5, "ece": 0.0361, "ece_mass": 0.04, "brier": 0.087, "nll": 0.3, "aurc": 0.1}
     row["auroc"] = math.nan  # and no auroc_within at all
     interval = {"ece": (0.021, 0.0512), "auroc": (math.nan, math.nan), "brier": (math.nan, math.nan)}
-    lines = report.table({"ours": row | {"interval": interval}, "base rate": row}).split("\n")
+    methods = {"ours": row | {"interval": interval}, "base rate": row}
+    _, heads, rows = next(tables.of_set({"methods": methods}))
+    lines = list(tables.lines(heads, rows))
     assert len(lines) == 4
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == "Method,Accuracy,ECE,ECE (mass),Brier,NLL,AUROC,AUROC within,ECE within,AURC".split(",")

@@ -1,8 +1,9 @@
 """experiments/: the grid is made of flags that exist, and the tables say what the runs said."""
 
 import json
+import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from settings import Config, check
 @pytest.mark.parametrize("name", TABLES)
 def test_every_arm_is_a_run_that_could_be_started(name):
     table, seen = TABLES[name], set()
-    assert table.reference in table.arms and len({slug(arm) for arm in table.arms}) == len(table.arms)
+    assert set(table.references) <= set(table.arms) and len({slug(arm) for arm in table.arms}) == len(table.arms)
     for flags in table.arms.values():
         _, config = calunc.parse(shlex.split(f"{table.flags} {flags} --seed 7"))
         check(config)
@@ -33,7 +34,7 @@ def test_the_arms_of_a_seed_share_its_samples():
         assert len({key("sample", config) for config in configs}) == 1, name
 
 
-TINY = Table("Title", "Text.", {"one": "--lr 1", "other": "--lr 2"}, (1, 2), "other", resamples=200)
+TINY = Table("Title", "Text.", {"one": "--lr 1", "other": "--lr 2"}, (1, 2), ("other",), resamples=200)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_table_from_its_runs(runs):
             asked = part(Run(runs / f"{arm}-{seed}").read("predictions.jsonl"), "test")
             said = ev.with_missing([r["trained"] for r in asked], [r["correct"] for r in asked])[1]
             want = ev.metrics(*said, [r["family"] for r in asked])
-            assert rows[f"{arm}, stated"]["seeds"][i] == {name: want[name] for name in tables.SHOWN}
+            assert rows[f"{arm}, stated"]["seeds"][i] == {name: want[name] for name in (*tables.SHOWN, *tables.MURPHY)}
         mean = np.mean([s["ece"] for s in rows[f"{arm}, stated"]["seeds"]])
         assert rows[f"{arm}, stated"]["mean"]["ece"] == pytest.approx(mean)
 
@@ -90,7 +91,7 @@ def test_differences_are_paired(runs):
     every = [f"{arm}, {kind}" for arm in TINY.arms for kind in ("stated", "expected")]
     assert list(found["differences"]["teacher"]) == every
     assert found["differences"]["teacher"]["one, expected"]["brier"] == [0, 0, 0]  # it says what its teacher says
-    found["differences"] = found["differences"]["reference"]
+    found["differences"] = found["differences"]["other"]
     assert list(found["differences"]) == ["one, stated", "one, expected"]
     for kind in ("stated", "expected"):
         one, other = (found["rows"][f"{arm}, {kind}"]["mean"] for arm in TINY.arms)
@@ -101,13 +102,57 @@ def test_differences_are_paired(runs):
     assert found["differences"]["one, expected"]["ece"][2] < 0
 
 
+def test_two_references(runs):
+    """Each arm is held against both, and not against itself; seen from the other side a difference has another sign."""
+    found = tables.collect(replace(TINY, references=("other", "one")), runs)["test"]["differences"]
+    assert list(found) == ["other", "one", "teacher"] and list(found["one"]) == ["other, stated", "other, expected"]
+    for kind in ("stated", "expected"):
+        for name, (difference, low, high) in found["other"][f"one, {kind}"].items():
+            assert found["one"][f"other, {kind}"][name] == pytest.approx([-difference, -high, -low])
+
+
+def test_what_bounds_a_student(runs):
+    """Its distances to the teacher and to the truth against their definitions, where a statement is there."""
+    rows = tables.collect(TINY, runs)["test"]["rows"]
+    for i, seed in enumerate(TINY.seeds):
+        asked = part(Run(runs / f"other-{seed}").read("predictions.jsonl"), "test")
+        said, target = np.array([(r["trained"], r["target"]) for r in asked if r["trained"] is not None]).T
+        near = rows["other, stated"]["agreement"]["target"]
+        assert near["mean_absolute_difference"][i] == pytest.approx(np.abs(said - target).mean())
+        assert near["spearman"][i] == pytest.approx(1)
+    teacher = rows["Teacher: samples, entropy, Platt"]["agreement"]
+    assert teacher == {"truth": {"mean_absolute_difference": [0, 0], "spearman": pytest.approx([1, 1])}}
+    assert rows["Base rate"]["agreement"] == rows["Known probability"]["agreement"] == {}
+    murphy = rows["Base rate"]["mean"]
+    assert murphy["resolution"] == 0 and murphy["reliability"] + murphy["uncertainty"] == pytest.approx(murphy["brier"])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_page_of_a_table_with_and_without_known_probabilities(runs, known):
+    for arm in TINY.arms:
+        for seed in TINY.seeds:
+            run = Run(runs / f"{arm}-{seed}")
+            rows = run.read("predictions.jsonl")
+            run.write("predictions.jsonl", [r if known else r | {"truth": None} for r in rows])
+    found = tables.collect(TINY, runs)
+    text = tables.markdown("tiny", TINY, found, {"one": [0.9, 0.8]}, ["x"])
+    assert ("| Known probability |" in text) == ("known probability: Spearman" in text) == known
+    near = found["test"]["rows"]["other, stated"]["agreement"]
+    cells = [np.mean(of[m]) for of in near.values() for m in tables.DISTANCES]
+    assert len(cells) == (4 if known else 2)
+    assert re.search("^" + re.escape("| other, stated | ") + r" ± \S+ \| ".join(f"{c:.3f}" for c in cells), text, re.M)
+    murphy = [found["test"]["rows"]["one, stated"]["mean"][m] for m in ("brier", *tables.MURPHY)]
+    assert "| one, stated | " + " | ".join(f"{m:.3f}" for m in murphy) + " |\n" in text
+    assert "nan" not in text and text.count("Differences to *other* with the same readout") == len(found)
+
+
 def test_arms_that_were_asked_other_questions_are_not_paired(runs):
     run = Run(runs / "one-2")
     rows = run.read("predictions.jsonl")
     run.write("predictions.jsonl", [r | {"id": "x" + r["id"]} if r["part"] == "test" else r for r in rows])
     found = tables.collect(TINY, runs)
-    assert found["test"]["differences"]["reference"] == {}
-    assert len(found["unseen"]["differences"]["reference"]) == 2
+    assert found["test"]["differences"]["other"] == {}
+    assert len(found["unseen"]["differences"]["other"]) == 2
     assert "one, stated" in found["test"]["rows"]
 
 
@@ -129,6 +174,21 @@ def test_an_interrupted_copy_of_the_samples_is_no_obstacle(tmp_path, monkeypatch
     assert (folder / "samples.jsonl").read_text() == "whole" and calls == [(folder, "eval", "--lr 1", 1)]
     main.arm(base, folder, "--lr 1", 1)  # and what is there is not copied again
     assert len(calls) == 2 and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [("toy-arms --arms", "no 'exact gradeint' in this table; did you mean 'exact gradient'?"),
+     ("toy-arms --seeds 1 6 --arms", "--seeds: no '6' in this table; choose from '1', '2', '3', '4', '5'"),
+     ("toy-adapter --arms", "choose from \"calibrated reward (the paper's)\", 'adapter everywhere'"),
+     ("scores --arms", "scores takes neither")],
+)  # fmt: skip
+def test_what_is_not_in_the_grid_is_refused_before_anything_is_run(argv, said, monkeypatch, capsys):
+    monkeypatch.setattr(main, "calunc", lambda *args: pytest.fail("a run was started"))
+    monkeypatch.setattr("sys.argv", ["experiments", *argv.split(), "exact gradeint"])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 # ---- scores --------------------------------------------------------------------------------------

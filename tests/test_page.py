@@ -17,6 +17,7 @@ import report
 from page import FIGURES
 from platt import Platt
 from settings import Config
+from tables import COLUMNS, METHODS
 
 VOID = {"meta", "input", "img", "br", "link"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
@@ -208,14 +209,14 @@ def numbers(row, name):
 
 def check_tables(parsed, found):
     tables = {tuple(row): {cells[0]: cells[1:] for cells in body} for row, *body in parsed.tables}
-    methods = [body for row, *body in parsed.tables if row == ["Method", *report.COLUMNS.values()]]
+    methods = [body for row, *body in parsed.tables if row == ["Method", *COLUMNS.values()]]
     assert len(methods) == len(found["sets"]) > 0
     for body, s in zip(methods, found["sets"].values(), strict=True):
-        expected = [[m, *(numbers(row, name) for name in report.COLUMNS)] for m, row in s["methods"].items()]
+        expected = [[m, *(numbers(row, name) for name in COLUMNS)] for m, row in s["methods"].items()]
         assert body == expected
     cost = tables["", "Generated tokens", "Seconds"]
     for name, c in found["cost"].items():
-        title = report.METHODS.get(name, "Answer alone")
+        title = METHODS.get(name, "Answer alone")
         assert cost[title] == [f"{c['tokens']:.1f}", f"{c['seconds']:.3f}"]
     settings = [body for row, *body in parsed.tables if row == ["Name", "Value"]]
     assert settings[0] == [[name, str(value)] for name, value in found["config"].items()]

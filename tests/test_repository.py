@@ -16,7 +16,7 @@ import torch
 import calunc
 import data
 import lm
-import report
+import tables
 
 ROOT = Path(calunc.__file__).parent
 MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
@@ -154,7 +154,7 @@ def test_results_stay_in_their_folder(name, tmp_path):
 
 def test_names_from_outside_are_text_in_the_report():
     for name in ("<script>alert(1)</script>", "a|b", "a\nb", "[x](http://y)", "`c`", "\x1b[31m", "&amp;"):
-        said = report.plain(name)
+        said = tables.plain(name)
         assert not set("<>\n\x1b") & set(said) and not re.search(r"(?<!\\)[|`\[\]]", said)
         assert set(re.findall(r"\w+", name)) <= set(re.findall(r"\w+", said))
 
