@@ -25,10 +25,11 @@ def adapter(report):
     return _card(report, "peft", text)
 
 
-def merged(report):
-    """The same for the merged model."""
+def merged(report, prompt):
+    """The same for the merged model. prompt: what it was trained to go on from, with a percentage"""
     text = ["The adapter is a part of the weights. This model states confidences, and reads answers that the base "
-            "model gave; its own answers are not what was measured."]  # fmt: skip
+            "model gave; its own answers are not what was measured. It goes on with a percentage from", "",
+            "```text", prompt, "```"]  # fmt: skip
     return _card(report, "transformers", text)
 
 

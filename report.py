@@ -94,13 +94,13 @@ def _evaluate(rows, config):
             table_rows[title + ", malformed dropped"] = score(dropped, their_correct, family[~missing])
 
     result = {"n": len(rows), "accuracy": float(correct.mean()), "malformed": malformed, "methods": table_rows}
-    result["agreement"] = _agreement(rows)
+    result["agreement"] = agreement(rows)
     if len(set(family.tolist())) > 1:
         result["families"] = {f: _family([r for r in rows if r["family"] == f]) for f in sorted(set(family.tolist()))}
     return result
 
 
-def _agreement(rows):
+def agreement(rows):
     """Mean absolute difference and rank correlation between pairs of confidences, where both exist."""
     found, students = {}, [name for name in ("untrained", "trained", "expected") if name in rows[0]]
     pairs = [(one, "target") for one in students] + [(one, "truth") for one in ("target", *students)]

@@ -300,6 +300,7 @@ def merge(config, run, out):
         raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
                          "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
                          "adapter is trained again")  # fmt: skip
-    model, _ = load_trained(config, run)
+    model, prompt = load_trained(config, run)
     lora.merge(model)
-    lm.save(model.model, model.tokenizer, out, card.merged(run.read("report.json")))
+    asked = model.tokenizer.decode(sum(prompt.confidence("(question)", "(answer)"), []))
+    lm.save(model.model, model.tokenizer, out, card.merged(run.read("report.json"), asked))

@@ -17,7 +17,7 @@ import numpy as np
 import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments.grid import slug
-from report import METHODS, _agreement, rl_steps
+from report import METHODS, agreement, rl_steps
 from rl import Item
 from run import Run
 from tables import fill, lines, number
@@ -47,7 +47,7 @@ def collect(table, root):
         values, draws = {}, {}
         asked = {arm: [[r for r in of if r["part"] == part] for of in rows[arm].values()] for arm in table.arms}
         ids = {arm: [[r["id"] for r in e] for e in each] for arm, each in asked.items()}  # other ones are not paired
-        agreements = {arm: [_agreement(e) for e in each] for arm, each in asked.items()}
+        agreements = {arm: [agreement(e) for e in each] for arm, each in asked.items()}
         for (arm, field), title in methods.items():
             each = asked[arm]
             if field not in each[0][0] or field == "truth" and each[0][0]["truth"] is None:

@@ -131,7 +131,10 @@ def test_merging_a_run(everywhere, tmp_path):
     base = language.load(run.config().model)
     assert (statements.log_policy(base, statements.ask(base, prompt, pairs), said) - one).abs().max() > 0.01
     assert transformers.AutoTokenizer.from_pretrained(out)("a").input_ids
-    assert huggingface_hub.ModelCard.load(out / "README.md").data.library_name == "transformers"
+    card = huggingface_hub.ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    asked = adapted.tokenizer.decode(sum(prompt.confidence("(question)", "(answer)"), []))
+    assert f"```text\n{asked}\n```" in card.text
 
 
 def test_what_cannot_be_merged(finished, everywhere, tmp_path, capsys):
