@@ -24,6 +24,7 @@ from tables import fill, lines, number
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 MURPHY = ("reliability", "resolution", "uncertainty")
+CURVES = {"reward": "reward", "mean_confidence": "mean confidence", "correlation": "correlation with the target"}
 DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman": "Spearman"}
 CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
@@ -106,6 +107,24 @@ def generalisation(table, root):
     return found
 
 
+def curves(table, root):
+    """How training went: each of CURVES in each tenth of the steps, mean over the seeds. -> {arm: {name: [10]}}"""
+    found = {}
+    for arm in table.arms:
+        logs = [rl_steps(Run(root / f"{slug(arm)}-{seed}").read("metrics.jsonl")) for seed in table.seeds]
+        if all(len(log) >= 10 for log in logs):
+            found[arm] = {
+                name: np.mean([[_mean([step[name] for step in tenth]) for tenth in np.array_split(log, 10)]
+                               for log in logs], axis=0).tolist()
+                for name in CURVES
+            }  # fmt: skip
+    return found
+
+
+def _mean(values):
+    return np.mean([value for value in values if value is not None] or [np.nan])
+
+
 def _distances(agreements, field):
     """What the agreements of each seed say of one method. -> {"target": {measure: [of each seed]}, "truth": ...}"""
     names = {other: f"{METHODS[field]} v {METHODS[other].lower()}" for other in CEILINGS}
@@ -129,7 +148,7 @@ def _difference(one, other, mine, theirs):
     return found
 
 
-def markdown(name, table, found, earned, machine):
+def markdown(name, table, found, earned, course, machine):
     seeds = ", ".join(map(str, table.seeds))
     out = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
     out += ["| arm | flags |", "|---|---|"]
@@ -139,6 +158,13 @@ def markdown(name, table, found, earned, machine):
     out += ["", *machine, ""]
     heads = ["reward, mean over the seeds", "end of training", "test, greedy", "gap"]
     out += [*lines(heads, {arm: [number(a), number(b), f"{a - b:+.3f}"] for arm, (a, b) in earned.items()}), ""]
+    for measure, title in CURVES.items():
+        cells = {arm: [number(value, 2) for value in of[measure]] for arm, of in course.items()}
+        out += [*lines([f"{title}, each tenth of training", *map(str, range(1, 11))], cells), ""]
+    medians = _medians(found)
+    if medians:
+        out += ["Median over the sets that were never trained on:", ""]
+        out += [*lines(["", *SHOWN.values()], {t: [number(m[s]) for s in SHOWN] for t, m in medians.items()}), ""]
     for part, of in found.items():
         accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
         out += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
@@ -156,6 +182,15 @@ def markdown(name, table, found, earned, machine):
             out += [f"Differences to {to}, paired, 95% intervals:", ""]
             out += [*lines(["", *(SHOWN[m] for m in shown)], cells), ""]
     return "\n".join(out)
+
+
+def _medians(found):
+    """Of each metric over the sets that were never trained on, where there are several. -> {title: {metric: value}}"""
+    _, *unseen = found.values()
+    return {
+        title: {m: float(np.median([of["rows"][title]["mean"][m] for of in unseen])) for m in SHOWN}
+        for title in unseen[0]["rows"] if len(unseen) > 1 and all(title in of["rows"] for of in unseen)
+    } if unseen else {}  # fmt: skip
 
 
 def _ceilings(rows):
@@ -219,7 +254,7 @@ def _verdict(name, difference, low, high):
 def write(name, table, root, results):
     """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage; and the
     README's table of this name."""
-    found, earned = collect(table, root), generalisation(table, root)
+    found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     stages = {path.parent.name: json.loads(path.read_text()) for path in sorted(root.glob("*/stages.json"))}
     first = Run(root / next(iter(stages)))
     seconds = {
@@ -231,11 +266,12 @@ def write(name, table, root, results):
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
         "training flops": {run: each["train"]["flops"] for run, each in stages.items() if "train" in each},
-        "environment": first.read("environment.json"), "parts": found, "reward": earned,
+        "environment": first.read("environment.json"), "parts": found, "reward": earned, "curves": course,
+        "median of the unseen": _medians(found),
     })  # fmt: skip
     e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
-    Run(target).write("report.md", markdown(name, table, found, earned, machine))
+    Run(target).write("report.md", markdown(name, table, found, earned, course, machine))
     fill(results.parent / "README.md", f"results:{name}", summary(name, table, found))
     print(f"wrote {target}")

@@ -54,7 +54,10 @@ def runs(tmp_path):
                  "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5}
                 for i, (y, t, s, e) in enumerate(zip(correct, truth.tolist(), stated, said.tolist(), strict=True))
             ])  # fmt: skip
-            run.write("metrics.jsonl", [{"reward": 0.5}] * 39 + [{"reward": 0.9}] if arm == "one" else [])
+            log = [{"reward": 0.5, "mean_confidence": 0.1 * seed, "correlation": i / 40 if i else None}
+                   for i in range(39)]  # fmt: skip
+            log.append({"reward": 0.9, "mean_confidence": None, "correlation": 1.0})
+            run.write("metrics.jsonl", log if arm == "one" else [])
             run.write("config.json", asdict(Config(reward="brier")))
             run.write("report.json", {"cost": {"trained": {"tokens": 3.0 + seed}, "target": {"tokens": 22.0}}})
             run.write("stages.json", {"train": {"seconds": 1.5, "flops": 1}})
@@ -135,7 +138,7 @@ def test_the_page_of_a_table_with_and_without_known_probabilities(runs, known):
             rows = run.read("predictions.jsonl")
             run.write("predictions.jsonl", [r if known else r | {"truth": None} for r in rows])
     found = tables.collect(TINY, runs)
-    text = tables.markdown("tiny", TINY, found, {"one": [0.9, 0.8]}, ["x"])
+    text = tables.markdown("tiny", TINY, found, {"one": [0.9, 0.8]}, {}, ["x"])
     assert ("| Known probability |" in text) == ("known probability: Spearman" in text) == known
     near = found["test"]["rows"]["other, stated"]["agreement"]
     cells = [np.mean(of[m]) for of in near.values() for m in tables.DISTANCES]
@@ -272,6 +275,24 @@ def test_reward_in_training_and_on_new_questions(runs):
     asked = [part(Run(runs / f"one-{s}").read("predictions.jsonl"), "test") for s in TINY.seeds]
     want = [np.mean([1 - (r["trained"] - r["correct"]) ** 2 for r in of]) for of in asked]
     assert list(found) == ["one"] and found["one"] == pytest.approx([0.7, np.mean(want)])  # of the last two of 40 steps
+
+
+def test_the_course_of_training(runs):
+    found = tables.curves(TINY, runs)
+    assert list(found) == ["one"]
+    assert found["one"]["reward"] == pytest.approx([0.5] * 9 + [0.6])
+    assert found["one"]["mean_confidence"] == pytest.approx([0.15] * 10)  # what was not defined does not count
+    tenths = [[1, 2, 3], *([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in range(1, 9)), [36, 37, 38, 40]]
+    assert found["one"]["correlation"] == pytest.approx([np.mean(of) / 40 for of in tenths])
+
+
+def test_the_median_of_several_unseen_sets():
+    def part(**ece):
+        return {"rows": {title: {"mean": dict.fromkeys(tables.SHOWN, value)} for title, value in ece.items()}}
+
+    sets = {"test": part(a=9, b=9), "x": part(a=1, b=5), "y": part(a=3), "z": part(a=2, b=5)}
+    assert tables._medians(sets) == {"a": dict.fromkeys(tables.SHOWN, 2.0)}
+    assert tables._medians(dict(list(sets.items())[:2])) == tables._medians({"test": part(a=1)}) == {}
 
 
 def test_what_is_written(runs, tmp_path):
