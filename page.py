@@ -104,20 +104,20 @@ def _warnings(warnings):
 
 def _set(i, name, s):
     """The tables of one evaluation set."""
-    first, *more = (table(*x) for x in of_set(s))
+    first, *more = (table(f"{name}: {title[0].lower()}{title[1:]}", *x) for title, *x in of_set(s))
     heading = f"<p>{s['n']:,} questions, accuracy {number(s['accuracy'])}.</p>"
     return "\n".join([f'<h3 id="set-{i}">{text(name)}</h3>', heading, first,
                       "<details><summary>More about this set</summary>", *more, "</details>"])  # fmt: skip
 
 
-def table(caption, heads, rows):
-    """{name of the row: cells} -> a table that scrolls inside its own box, by keyboard too."""
+def table(caption, note, heads, rows):
+    """{name of the row: cells} -> a table that scrolls inside its own box, by keyboard too; below it what to know."""
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     body = "\n".join(f'<tr><th scope="row">{text(name)}</th>' + "".join(map(_cell, cells)) + "</tr>"
                      for name, cells in rows.items())  # fmt: skip
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
             f"<caption>{text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-            "</table></div>")  # fmt: skip
+            "</table></div>" + (f'<p class="quiet">{text(note)}</p>' if note else ""))  # fmt: skip
 
 
 def _cell(content):
@@ -142,5 +142,5 @@ def _settings(report):
                      f"{number(report['language_model_error'])} on average.</p>")  # fmt: skip
     for caption, values in (("Settings", report["config"]), ("Environment", report["environment"])):
         rows = {name: [str(value)] for name, value in values.items()}
-        found.append(f"<details><summary>{caption}</summary>{table(caption, ['Name', 'Value'], rows)}</details>")
+        found.append(f"<details><summary>{caption}</summary>{table(caption, '', ['Name', 'Value'], rows)}</details>")
     return "\n".join(found)

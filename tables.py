@@ -40,9 +40,10 @@ COLUMNS = {
 }
 
 LEGEND = (
-    "ECE: mean distance of confidence and accuracy in ten bins of equal width, or of equal mass; Brier: mean square "
-    "distance; NLL: log loss; AUROC: chance that a right answer has the higher confidence; within: inside the families "
-    "of questions alone; AURC: mean error rate when the least confident are left out. In brackets: 95% bootstrap."
+    "In brackets: 95% bootstrap intervals. ECE: mean distance of confidence and accuracy in ten bins of equal width, "
+    "or of equal mass; Brier: mean square distance; NLL: log loss; AUROC: chance that a right answer has the higher "
+    "confidence; within: inside the families of questions alone; AURC: mean error rate when the least confident are "
+    "left out."
 )
 # what the end of a run and the README show of it
 FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expected", "base rate", "family prior",
@@ -65,23 +66,23 @@ def cell(row, name):
 
 
 def of_set(s):
-    """All tables of an evaluation set. -> (caption, heads, {name of the row: cells}) of each"""
+    """All tables of an evaluation set. -> (title, what to know, heads, {name of the row: cells}) of each"""
     methods = s["methods"]
     rows = {title: [cell(row, column) for column in COLUMNS] for title, row in methods.items()}
-    yield LEGEND, ["Method", *COLUMNS.values()], rows
+    yield "All methods", LEGEND, ["Method", *COLUMNS.values()], rows
     murphy = ("brier", "reliability", "resolution", "uncertainty")
-    yield ("Murphy's decomposition: Brier score ≈ reliability (low is good) - resolution (high is good) + uncertainty, "
-           "in ten bins; what is missing is the spread inside the bins.",
+    yield ("Murphy's decomposition", "Brier score ≈ reliability (low is good) - resolution (high is good) + "
+           "uncertainty, in ten bins; what is missing is the spread inside the bins.",
            ["Method", *map(str.capitalize, murphy)],
            {title: [number(row[part]) for part in murphy] for title, row in methods.items()})  # fmt: skip
     if s["agreement"]:
-        yield ("Distillation error: student v teacher. Teacher error: teacher v the known probability.",
-               ["Agreement", "n", "Mean absolute difference", "Spearman"],
+        yield ("Agreement", "Distillation error: student v teacher. Teacher error: teacher v the known probability.",
+               ["Pair", "n", "Mean absolute difference", "Spearman"],
                {pair: [f"{a['n']:,}", number(a["mean_absolute_difference"]), number(a["spearman"], 2)]
                 for pair, a in s["agreement"].items()})  # fmt: skip
     if "families" in s:
         shown = {"untrained": "untrained", "trained": "trained", "target": "teacher"}
-        yield ("Families of questions.",
+        yield ("Families of questions", "",
                ["Family", "n", "Accuracy", *(f"{m} {title}" for m in ("AUROC", "ECE") for title in shown.values())],
                {family: [f"{f['n']:,}", number(f["accuracy"], 2),
                          *(number(f[method][m]) for m in ("auroc", "ece") for method in shown)]
@@ -90,7 +91,7 @@ def of_set(s):
 
 def costs(report):
     """The same of what a question and a stage cost."""
-    yield ("For each question:", ["", "Generated tokens", "Seconds"],
+    yield ("For each question", "", ["", "Generated tokens", "Seconds"],
            {METHODS.get(name, "Answer alone"): [number(c["tokens"], 1), number(c["seconds"])]
             for name, c in report["cost"].items()})  # fmt: skip
     found, peak = {}, report["environment"]["matmul_gflops"]
@@ -98,7 +99,7 @@ def costs(report):
         speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
         found[name] = [f"{stage['seconds']:.0f}", f"{stage['tokens']:,}", f"{stage['flops'] / 1e9:,.0f}",
                        f"{speed:.1f}", f"{speed / peak:.2f}"]  # fmt: skip
-    yield "For each stage, this one apart:", ["Stage", *STAGE_COST], found
+    yield "For each stage", "Without the last one, which writes this.", ["Stage", *STAGE_COST], found
 
 
 def lines(heads, rows):
@@ -114,14 +115,14 @@ def markdown(report):
     out = ["# Report", ""]
     for name, s in report["sets"].items():
         out += [f"## {plain(name)}", "", f"{s['n']} questions, accuracy {s['accuracy']:.3f}.", ""]
-        for caption, *table in of_set(s):
-            out += [*lines(*table), "", caption, ""]
+        for title, note, *table in of_set(s):
+            out += [f"### {title}", "", *lines(*table), "", *([note, ""] if note else [])]
     if "language_model_error" in report:
         out += ["The toy language model's own probability of a question's first answer is off by "
                 f"{report['language_model_error']:.3f} on average (mean absolute difference to the known one).", ""]
     out += ["## Cost", ""]
-    for caption, *table in costs(report):
-        out += [caption, "", *lines(*table), ""]
+    for title, note, *table in costs(report):
+        out += [f"### {title}", "", *lines(*table), "", *([note, ""] if note else [])]
     p, c = report["platt"], report["config"]
     versions = {k: v for k, v in report["environment"].items() if k != "matmul_gflops"}
     out += ["## Settings", "", f"Platt scaling: P(correct) = {p['formula']}.",

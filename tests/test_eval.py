@@ -317,7 +317,7 @@ def test_table():
     row["auroc"] = math.nan  # and no auroc_within at all
     interval = {"ece": (0.021, 0.0512), "auroc": (math.nan, math.nan), "brier": (math.nan, math.nan)}
     methods = {"ours": row | {"interval": interval}, "base rate": row}
-    _, heads, rows = next(tables.of_set({"methods": methods}))
+    _, _, heads, rows = next(tables.of_set({"methods": methods}))
     lines = list(tables.lines(heads, rows))
     assert len(lines) == 4
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
