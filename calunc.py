@@ -48,8 +48,8 @@ def parse(argv):
                         "ask: answer one question; predict: answer a file of them; "
                         "merge: write an ordinary model")  # fmt: skip
     parser.add_argument("question", nargs="?", help="the question for `ask`")
-    parser.add_argument("--out", help="run folder to write (default: runs/MODEL); for predict, the JSONL file; "
-                        "for merge, the folder of the model")  # fmt: skip
+    parser.add_argument("--out", help="run folder to write (default: runs/MODEL, or runs/MODEL-SEED); for predict, the "
+                        "JSONL file; for merge, the folder of the model")  # fmt: skip
     parser.add_argument("--run", help="run folder that ask, predict and merge use (default: runs/toy)")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     for f in fields(Config):
@@ -58,7 +58,7 @@ def parse(argv):
         parser.add_argument(option(f.name), type=f.type, default=argparse.SUPPRESS, help=text,
                             choices=f.metadata.get("choices"))  # fmt: skip
     known = [name for action in parser._actions for name in action.option_strings]
-    for flag in argv:  # before argparse takes what follows for a command
+    for flag in itertools.takewhile(lambda x: x != "--", argv):  # before argparse takes what follows for a command
         if flag.startswith("--") and not any(name.startswith(flag.partition("=")[0]) for name in known):
             parser.error(f"unrecognized arguments: {flag}")
     # intermixed: flags may stand between the command and the question
@@ -73,52 +73,23 @@ def pipeline(args, config):
     for name, value in (("question", args.question), ("--run", args.run), ("--in", args.input)):
         if value:
             raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
-    run = Run(args.out or f"runs/{Path(config.model).resolve().name}")
+    of_seed = f"-{config.seed}" if config.seed else ""
+    run = Run(args.out or f"runs/{Path(config.model).resolve().name}{of_seed}")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     done = list(itertools.takewhile(lambda stage: run.done(stage, config), wanted))
     for stage in done:
         print(f"{stage}: done before with the same settings")
         run.tidy(stage)
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
+    changed = changes(run, config, args.given) if todo else []
     if run.stages().keys() & set(todo):
-        changed = changes(run, config, args.given)
         print(f"{', '.join(todo)}: done again, with another {', '.join(map(option, changed)) or 'model or file'}")
+    elif changed:
+        print(f"{', '.join(todo)}: begun again, with another {', '.join(map(option, changed))}")
     if todo:
-        import compare  # only here, because torch takes seconds to import and --help should not
-        import parallel
-        import stages
-
-        parallel.wait()  # until all have seen what is done
-        start = time.perf_counter()
-        # whatever cannot be loaded is found before anything is written
-        questions = stages.load_questions(config) if "sample" in todo else None
-        compare.baselines.chosen(config.baselines)
-        if config.embedder != "self":
-            stages.lm.find(config.embedder)
-        model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
-        if questions:
-            stages.check_lengths(config, model, prompt, questions)
-        gc.collect()
-        gc.freeze()  # so that the garbage collector does not look through all of torch again and again
-        loading = time.perf_counter() - start
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.start(todo[0])
+        go_on(run, config, todo)
+    elif not run.path("config.json").exists():
         run.write("config.json", asdict(config))
-        run.write("environment.json", compare.report.environment(model.device, model.model.dtype))
-        run_stage = {
-            "sample": lambda: stages.sample(config, run, model, prompt, questions),
-            "calibrate": lambda: stages.calibrate(config, run, model, prompt),
-            "train": lambda: stages.train(config, run, model, prompt),
-            "eval": lambda: compare.evaluate(config, run, model, prompt),
-        }
-    for stage in todo:
-        run.start(stage)
-        start = time.perf_counter()
-        run_stage[stage]()
-        cost = parallel.totals(**model.work.take())
-        run.finish(stage, config, loading, time.perf_counter() - start, cost)
-        parallel.wait()
-        loading = 0.0
     if config.tensorboard == "on" and "train" in done and not run.path("tensorboard").exists() and first():
         import stages
 
@@ -131,17 +102,56 @@ def pipeline(args, config):
 
         report = run.read("report.json")
         print("\n" + tables.summary(report) + "\n")
-        for warning in report["warnings"]:
+        for warning in report["warnings"] if first() else ():
             print(f"warning: {warning}", file=sys.stderr)
         print(f"Everything is in {run.folder}: report.html (for a browser), report.md, report.json, the pictures")
 
 
-def changes(run, config, given):
-    """The settings that a finished run has otherwise. -> names
+def go_on(run, config, todo):
+    """Run these stages, of which the first one finds what it needs in the run folder."""
+    import compare  # only here, because torch takes seconds to import and --help should not
+    import parallel
+    import stages
 
-    Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter.
+    parallel.wait()  # until all have seen what is done
+    start = time.perf_counter()
+    # whatever cannot be loaded is found before anything is written
+    questions = stages.load_questions(config) if "sample" in todo else None
+    compare.baselines.chosen(config.baselines)
+    if config.embedder != "self":
+        stages.lm.find(config.embedder)
+    model, prompt = stages.load_model(config, run)  # and, in a new run of the toy world, train it
+    if questions:
+        stages.check_lengths(config, model, prompt, questions)
+    gc.collect()
+    gc.freeze()  # so that the garbage collector does not look through all of torch again and again
+    loading = time.perf_counter() - start
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.start(todo[0])
+    run.write("config.json", asdict(config))
+    run.write("environment.json", compare.report.environment(model.device, model.model.dtype))
+    run_stage = {
+        "sample": lambda: stages.sample(config, run, model, prompt, questions),
+        "calibrate": lambda: stages.calibrate(config, run, model, prompt),
+        "train": lambda: stages.train(config, run, model, prompt),
+        "eval": lambda: compare.evaluate(config, run, model, prompt),
+    }
+    for stage in todo:
+        run.start(stage)
+        start = time.perf_counter()
+        run_stage[stage]()
+        cost = parallel.totals(**model.work.take())
+        run.finish(stage, config, loading, time.perf_counter() - start, cost)
+        parallel.wait()
+        loading = 0.0
+
+
+def changes(run, config, given):
+    """The settings that the run was begun with otherwise. -> names
+
+    Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
     """
-    old = run.read("config.json")
+    old = run.read("config.json") if run.path("config.json").exists() else {}
     old = old if isinstance(old, dict) else {}
     stage = {f.name: f.metadata["stage"] for f in fields(Config)}
     changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
@@ -192,10 +202,15 @@ def trained_run(folder, settings):
     if not run.path("stages.json").is_file():
         near = nearest_file(folder) or "it is what `python calunc.py --out FOLDER` writes"
         raise ValueError(f"{folder} is no run folder; {near}")
+    if not run.path("config.json").exists():
+        raise ValueError(f"{folder} has no config.json any more: call the run again, with its flags")
     own = run.config()
     if not run.finished("train"):
         raise ValueError(f"{folder} holds no trained adapter yet: go on with `{again(own, run)}`")
     if not run.stages()["train"]["key"].startswith(model_key("train", own)):
+        import lm
+
+        lm.find(own.model)  # it may be that it is not there any more
         raise ValueError(f"{folder} has an adapter of another model or of other settings: train it again with "
                          f"`{again(own, run)}`")  # fmt: skip
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
@@ -232,6 +247,8 @@ def predict(args):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = writable(args)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file")
     import data
 
     questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]

@@ -137,7 +137,7 @@ class Journal:
         self.files = run.unfinished(stage, config, "{}.jsonl")
         self.own = self.files.with_name(self.files.name.format(rank()))
         if self.own.exists():  # without a last line that was cut short
-            write_whole(self.own, [json.dumps(row).encode() + b"\n" for row in read_lines(self.own)])
+            write_whole(self.own, (json.dumps(row).encode() + b"\n" for row in read_lines(self.own)))
 
     def all(self, pieces, make, **bar):
         """{name: argument} -> (name, make(argument)) of each piece, in any order and one by one, as JSON has it.
@@ -149,7 +149,7 @@ class Journal:
         with tqdm(total=len(pieces), initial=sum(name in done for name in pieces), **bar) as bar:
             for name in share([name for name in pieces if name not in done]):
                 value = strict(make(pieces[name]))
-                append_line(self.own, {"piece": name, "value": value, "digest": short(value)})
+                append_line(self.own, {"piece": name, "value": value, "digest": short([name, value])})
                 bar.update(1 if replicas else size())
         wait()
         left = set(pieces)
@@ -162,7 +162,7 @@ class Journal:
         for file in sorted(self.files.parent.glob(self.files.name.format("*"))):
             for row in read_lines(file):
                 try:
-                    intact = short(row["value"]) == row["digest"]
+                    intact = short([row["piece"], row["value"]]) == row["digest"]
                 except (TypeError, KeyError):
                     intact = False
                 if not intact:

@@ -140,6 +140,8 @@ def _warnings(sets, log):
             constant = share < 1 and s["methods"][title]["distinct"] == 1
             if constant and title not in (METHODS["base rate"], METHODS["family prior"]):
                 found.append(f"{name}: {title}: one confidence for everything; it cannot tell right from wrong.")
+    if not log:
+        found.append("training: there were no steps, and the adapter changes nothing.")
     return found + [f"training: {sentence}" for sentence in troubles(log)]
 
 

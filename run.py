@@ -23,6 +23,7 @@ FILES = {  # the stages in their order, and what each of them writes
 }
 STAGES = tuple(FILES)
 FORMAT = 3  # of the files; what a version with another one made is made again
+LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
 
@@ -143,7 +144,8 @@ def key(stage, config):
 def model_key(stage, config):
     """The first two parts of the key: without the question files, which nobody needs any more who asks the model."""
     used = [config.model, config.embedder] if stage != "sample" else [config.model]
-    return f"{_settings_key(stage, config)}-{short([_digest(Path(x)) for x in used if Path(x).is_dir()])}"
+    local = [_digest(Path(name)) for name in used if name not in ("toy", "self") and Path(name).is_dir()]
+    return f"{_settings_key(stage, config)}-{short(local)}"
 
 
 def _settings_key(stage, config):
@@ -196,9 +198,9 @@ def _opened(path, mode):
 
 
 def _digest(path):
-    """SHA-256 of a file, or of a folder's files."""
+    """SHA-256 of a file, or of all files of a model's folder that are loaded."""
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix != ".md"]
+        files = sorted(file for file in path.iterdir() if file.suffix in LOADED)
         return short([(file.name, _unchanged(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files])
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -159,6 +159,8 @@ def check(config):
         raise ValueError("--readout expected takes no --reasoning, which cannot be enumerated")
     if config.gradient == "exact" and (config.reasoning or config.updates > 1):
         raise ValueError("--gradient exact takes no --reasoning, which cannot be enumerated, and one update a step")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"--seed is {config.seed}: it must be from 0 to 2^63 - 1")
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"--alpha is {config.alpha}: it must be from 0 to 1")
     if config.warmup and config.reasoning:

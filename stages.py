@@ -38,6 +38,8 @@ from prefix import Read, check_context
 from run import first
 from settings import check
 
+MEASURED = 500  # questions whose embeddings are held at once
+
 # ---- what the stages share --------------------------------------------------------------------------------------
 
 
@@ -90,8 +92,9 @@ def load_questions(config):
         share = len(known) / sum(sizes.values())
         sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
         sizes["test"] += max(0, len(known) - sum(sizes.values()))
-        print(f"note: only {len(known)} questions, so the parts are smaller: {sizes['platt']} for Platt scaling alone, "
-              f"{sizes['train']} to train on, {sizes['test']} held out", file=sys.stderr)
+        if first():
+            print(f"note: only {len(known)} questions, so the parts are smaller: {sizes['platt']} for Platt scaling "
+                  f"alone, {sizes['train']} to train on, {sizes['test']} held out", file=sys.stderr)
     parts = data.split(known, sizes, config.seed)
     for name, questions in others.items():
         parts[name] = data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)[name]
@@ -172,7 +175,7 @@ def calibrate(config, run, model, prompt):
         return
     embedder, rows, found = lm.load_embedder(config.embedder, model), run.rows("samples.jsonl"), []
     with tqdm(desc="embedding the answers", unit="question") as bar:
-        while some := list(itertools.islice(rows, 500)):  # so that memory does not grow with the questions
+        while some := list(itertools.islice(rows, MEASURED)):
             found += _measure(config, embedder, some)
             bar.update(len(some))
     score = np.array([t["entropy"] for t in found])  # (N,)

@@ -49,6 +49,7 @@ LEGEND = (
 FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expected", "base rate", "family prior",
                "truth")  # fmt: skip
 FEW_COLUMNS = ("ece", "brier", "auroc", "auroc_within")
+MURPHY = ("brier", "reliability", "resolution", "uncertainty")
 STAGE_COST = ("Seconds", "Tokens read", "GFLOP", "GFLOP/s", "of a matrix product")
 
 
@@ -70,11 +71,10 @@ def of_set(s):
     methods = s["methods"]
     rows = {title: [cell(row, column) for column in COLUMNS] for title, row in methods.items()}
     yield "All methods", LEGEND, ["Method", *COLUMNS.values()], rows
-    murphy = ("brier", "reliability", "resolution", "uncertainty")
     yield ("Murphy's decomposition", "Brier score ≈ reliability (low is good) - resolution (high is good) + "
            "uncertainty, in ten bins; what is missing is the spread inside the bins.",
-           ["Method", *map(str.capitalize, murphy)],
-           {title: [number(row[part]) for part in murphy] for title, row in methods.items()})  # fmt: skip
+           ["Method", *map(str.capitalize, MURPHY)],
+           {title: [number(row[part]) for part in MURPHY] for title, row in methods.items()})  # fmt: skip
     if s["agreement"]:
         yield ("Agreement", "Distillation error: student v teacher. Teacher error: teacher v the known probability.",
                ["Pair", "n", "Mean absolute difference", "Spearman"],
@@ -142,13 +142,9 @@ def summary(report, beside=()):
     test, *unseen = report["sets"].items()
     rows = {}
     for name in FEW_METHODS:
-        for title in (METHODS[name], METHODS[name] + ", malformed dropped"):
-            shown = {title: report} | {f"{title}, {other}": r for other, r in beside if name == "trained"}
-            for row, r in shown.items():
-                if title in r["sets"][test[0]]["methods"]:
-                    cells = [cell(r["sets"][test[0]]["methods"][title], column) for column in FEW_COLUMNS]
-                    cost = report["cost"].get(name, {}).get("tokens")
-                    rows[row] = [*cells, "" if cost is None or title != METHODS[name] else f"{cost:.1f}"]
+        rows |= _few(report, test[0], name, METHODS[name])
+        for title, other in beside if name == "trained" else ():
+            rows |= _few(other, test[0], name, f"{METHODS[name]}, {title}")
     heads = [*(COLUMNS[c].replace("within", "within families") for c in FEW_COLUMNS), "tokens"]
     out = [f"**{plain(test[0])}** ({test[1]['n']} questions, accuracy {test[1]['accuracy']:.2f})", ""]
     out += lines(["", *heads], rows)
@@ -163,6 +159,17 @@ def summary(report, beside=()):
         out += ["", *lines(["never trained on", *heads], rows)]
     out += ["", "In brackets: 95% bootstrap intervals. tokens: generated for an answer and its confidence."]
     return "\n".join(out)
+
+
+def _few(report, part, name, title):
+    """A method's row of `summary`; where some statements were malformed, a second one without them."""
+    methods, tokens, found = report["sets"][part]["methods"], report["cost"].get(name, {}).get("tokens"), {}
+    for suffix in ("", ", malformed dropped"):
+        row = methods.get(METHODS[name] + suffix)
+        if row:
+            cost = "" if tokens is None or suffix else f"{tokens:.1f}"
+            found[title + suffix] = [*(cell(row, column) for column in FEW_COLUMNS), cost]
+    return found
 
 
 def plain(text):

@@ -36,7 +36,10 @@ def calunc(folder, command, flags, threads):
     argv = [sys.executable, "calunc.py", command, "--out", str(folder), *shlex.split(flags)]
     with folder.with_name(f"{folder.name}.log").open("a") as log:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run(argv, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+        code = subprocess.run(argv, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
+    if code:
+        last = Path(log.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"{folder.name} ended with {code}: {''.join(last)} ({log.name})")
 
 
 def arm(base, folder, flags, threads):
@@ -118,4 +121,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

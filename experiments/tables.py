@@ -10,8 +10,6 @@ What bounds a student is shown beside it: its distance to its teacher, that of b
 is one, and Murphy's terms of the Brier score.
 """
 
-import json
-
 import numpy as np
 
 import rewards
@@ -20,10 +18,10 @@ from experiments.grid import slug
 from report import METHODS, agreement, rl_steps
 from rl import Item
 from run import Run
-from tables import fill, lines, number
+from tables import MURPHY, fill, lines, number
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
-MURPHY = ("reliability", "resolution", "uncertainty")
+MEASURED = dict.fromkeys([*SHOWN, *MURPHY])  # each once
 CURVES = {"reward": "reward", "mean_confidence": "mean confidence", "correlation": "correlation with the target"}
 DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman": "Spearman"}
 CEILINGS = {"target": "teacher", "truth": "known probability"}
@@ -59,8 +57,8 @@ def collect(table, root):
             values[title] = {
                 "malformed": float(np.mean([[r[field] is None for r in e] for e in each])),
                 "tokens": float(np.mean(tokens)) if tokens else None,
-                "seeds": [{name: g[name] for name in (*SHOWN, *MURPHY)} for g in got],
-                "mean": {name: float(np.mean([g[name] for g in got])) for name in (*SHOWN, *MURPHY)},
+                "seeds": [{name: g[name] for name in MEASURED} for g in got],
+                "mean": {name: float(np.mean([g[name] for g in got])) for name in MEASURED},
                 "agreement": _distances(agreements[arm], field),
             }
             draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
@@ -186,19 +184,18 @@ def markdown(name, table, found, earned, course, machine):
 
 def _medians(found):
     """Of each metric over the sets that were never trained on, where there are several. -> {title: {metric: value}}"""
-    _, *unseen = found.values()
-    return {
-        title: {m: float(np.median([of["rows"][title]["mean"][m] for of in unseen])) for m in SHOWN}
-        for title in unseen[0]["rows"] if len(unseen) > 1 and all(title in of["rows"] for of in unseen)
-    } if unseen else {}  # fmt: skip
+    unseen = [of["rows"] for of in list(found.values())[1:]]
+    if len(unseen) < 2:
+        return {}
+    everywhere = [title for title in unseen[0] if all(title in rows for rows in unseen)]
+    return {t: {m: float(np.median([rows[t]["mean"][m] for rows in unseen])) for m in SHOWN} for t in everywhere}
 
 
 def _ceilings(rows):
     """What bounds the rows of a part. -> (caption, heads, {title: cells}) of each table"""
-    murphy = ("brier", *MURPHY)
     yield ("Murphy's decomposition, mean over the seeds: Brier score ≈ reliability (low is good) - resolution (high is "
-           "good) + uncertainty.", ["", *map(str.capitalize, murphy)],
-           {title: [number(row["mean"][m]) for m in murphy] for title, row in rows.items()})  # fmt: skip
+           "good) + uncertainty.", ["", *map(str.capitalize, MURPHY)],
+           {title: [number(row["mean"][m]) for m in MURPHY] for title, row in rows.items()})  # fmt: skip
     near = {title: row["agreement"] for title, row in rows.items() if row["agreement"]}
     known = [c for c in CEILINGS if any(c in of for of in near.values())]
     yield ("Distillation error: student v its own teacher. Teacher error: teacher v the known probability.",
@@ -255,7 +252,8 @@ def write(name, table, root, results):
     """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage; and the
     README's table of this name."""
     found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
-    stages = {path.parent.name: json.loads(path.read_text()) for path in sorted(root.glob("*/stages.json"))}
+    names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
+    stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
     first = Run(root / next(iter(stages)))
     seconds = {
         run: {s: of["seconds"] for s, of in each.items() if ("samples" in run) == (s in BEFORE)}

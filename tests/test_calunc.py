@@ -27,6 +27,7 @@ import data
 import lm as language
 import lora
 import platt
+import rl
 import stages
 import statements
 import toy
@@ -140,7 +141,7 @@ def test_what_each_stage_cost(finished):
     assert stages["sample"]["tokens"] > drawn / 2  # of which the last of each is not read again
     assert report["stages"] == {name: stages[name] for name in ("sample", "calibrate", "train")}
     assert report["environment"]["matmul_gflops"] > 0
-    lines = (finished / "report.md").read_text().split("## Cost")[1].split("##")[0]
+    lines = (finished / "report.md").read_text().split("## Cost")[1].split("## Settings")[0]
     assert all(f"| {name} | " in lines and f"{stage['tokens']:,}" in lines for name, stage in report["stages"].items())
 
 
@@ -411,6 +412,70 @@ def test_the_readout_of_a_run_can_be_changed_back(copy, call, monkeypatch):
     assert seen == ["expected", "stated"]
 
 
+def test_a_forgotten_flag_costs_no_interrupted_training(copy, call, monkeypatch, capsys):
+    (copy / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        fail_at(2, rl, "sampled_step", patch)
+        with pytest.raises(RuntimeError):
+            call(copy, "--tolerance", "0.3", command="train")
+    (saved,) = copy.glob(".train-*.safetensors")
+    content = saved.read_bytes()
+    capsys.readouterr()
+    assert call(copy, command="train") == 2
+    assert one_sentence(capsys.readouterr()).startswith(f"{copy} was made with --tolerance 0.3, which")
+    assert saved.read_bytes() == content
+    assert call(copy, "--tolerance", "0.1", command="train") == 0
+    assert "train: begun again, with another --tolerance" in capsys.readouterr().out
+
+
+def test_settings_that_are_lost_are_written_again(copy, call, capsys):
+    content = (copy / "config.json").read_text()
+    (copy / "config.json").unlink()
+    assert calunc.main(["ask", "why", "--run", str(copy)]) == 2
+    assert "has no config.json any more: call the run again" in one_sentence(capsys.readouterr())
+    assert call(copy) == 0 and (copy / "config.json").read_text() == content
+    (copy / "config.json").unlink()
+    assert call(copy, "--steps", "4") == 0
+
+
+def test_what_is_no_part_of_a_model_changes_nothing(call, copy, tmp_path, monkeypatch, capsys):
+    model, run = shutil.copytree(Run(copy).config().model, tmp_path / "model"), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert call(run, model=model, command="train") == 0
+    (model / "notes.md").write_text("x")
+    (model / "training_args.bin").write_text("x")
+    (tmp_path / "self").mkdir()  # the name of an embedder
+    (tmp_path / "self" / "x.json").write_text("{}")
+    capsys.readouterr()
+    assert call(run, model=model, command="train") == 0
+    assert "train: done before" in capsys.readouterr().out
+    assert calunc.main(["ask", "why", "--run", str(run)]) == 0
+    model.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert calunc.main(["ask", "why", "--run", str(run)]) == 2
+    assert f"no model at '{model}'" in one_sentence(capsys.readouterr())
+
+
+def test_a_replaced_embedder_redoes_what_depends_on_it(call, copy, make_folder, tmp_path, capsys):
+    encoder = shutil.copytree(make_folder("bert"), tmp_path / "encoder")
+    assert call(copy, "--embedder", str(encoder)) == 0
+    other = transformers.AutoModel.from_pretrained(encoder)
+    other.embeddings.word_embeddings.weight.data += torch.randn_like(other.embeddings.word_embeddings.weight)
+    other.save_pretrained(encoder)
+    capsys.readouterr()
+    assert call(copy, "--embedder", str(encoder)) == 0
+    assert "calibrate, train, eval: done again, with another model or file" in capsys.readouterr().out
+
+
+def test_runs_of_other_seeds_have_other_folders(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calunc, "go_on", lambda run, config, todo: made.append(str(run.folder)))
+    for argv in ([], ["--seed", "3"], ["--model", "a/b", "--dataset", "facts"]):
+        calunc.main(["sample", *argv])
+    assert made == ["runs/toy", "runs/toy-3", "runs/b"]
+
+
 def test_a_run_whose_settings_changed_before_it_was_trained_again_is_not_used(copy, call, capsys):
     assert calunc.main(["ask", "why", "--run", str(copy)]) == 0
     assert call(copy, "--answer-tokens", "5", command="sample") == 0
@@ -565,11 +630,13 @@ def test_an_altered_journal_is_named_and_not_used(call, tmp_path, monkeypatch, c
             call(run, command="sample")
     (left,) = run.glob(".sample-*.jsonl")
     content = left.read_text()
-    left.write_text(content.replace('"answer_tokens": ', '"answer_tokens": 1', 1))
-    assert left.read_text() != content
-    capsys.readouterr()
-    assert call(run, command="sample") == 2
-    assert f"{left} is damaged" in one_sentence(capsys.readouterr())
+    name = json.loads(content)["piece"]
+    for altered in (content.replace('"answer_tokens": ', '"answer_tokens": 1', 1), content.replace(f"{name}", "1", 1)):
+        left.write_text(altered)
+        assert altered != content
+        capsys.readouterr()
+        assert call(run, command="sample") == 2
+        assert f"{left} is damaged" in one_sentence(capsys.readouterr())
     left.unlink()
     assert call(run, command="sample") == 0
 
@@ -700,6 +767,16 @@ def test_targets_are_cross_fitted(calibrated, call, mixed, tmp_path):
                    if o["part"] == "train" and o["target"] != n["target"]}  # fmt: skip
         fold = {t: (6 + i) % 5 for i, t in enumerate(train)}  # six questions are Platt's
         assert changed == {t for t in train if fold[t] != fold[identity]}
+
+
+def test_samples_are_measured_in_pieces(calibrated, call, mixed, tmp_path, monkeypatch):
+    """With any number of questions at once the same, up to rounding."""
+    monkeypatch.setattr(stages, "MEASURED", 7)
+    pieces = tmp_path / "pieces"
+    assert call(pieces, command="calibrate", dataset=mixed) == 0
+    for one, other in zip(rows(pieces / "targets.jsonl"), rows(calibrated / "targets.jsonl"), strict=True):
+        assert one.keys() == other.keys()
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_targets_of_held_out_questions_come_from_the_stored_fit(calibrated):

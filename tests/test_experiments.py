@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -62,6 +63,7 @@ def runs(tmp_path):
             run.write("report.json", {"cost": {"trained": {"tokens": 3.0 + seed}, "target": {"tokens": 22.0}}})
             run.write("stages.json", {"train": {"seconds": 1.5, "flops": 1}})
             run.write("environment.json", {"cores": 2, "machine": "x", "device": "cpu", "torch": "2"})
+        shutil.copytree(run.folder, root / f"samples-{seed}")
     return root
 
 
@@ -84,7 +86,7 @@ def test_a_table_from_its_runs(runs):
             asked = part(Run(runs / f"{arm}-{seed}").read("predictions.jsonl"), "test")
             said = ev.with_missing([r["trained"] for r in asked], [r["correct"] for r in asked])[1]
             want = ev.metrics(*said, [r["family"] for r in asked])
-            assert rows[f"{arm}, stated"]["seeds"][i] == {name: want[name] for name in (*tables.SHOWN, *tables.MURPHY)}
+            assert rows[f"{arm}, stated"]["seeds"][i] == {name: want[name] for name in tables.MEASURED}
         mean = np.mean([s["ece"] for s in rows[f"{arm}, stated"]["seeds"]])
         assert rows[f"{arm}, stated"]["mean"]["ece"] == pytest.approx(mean)
 
@@ -192,6 +194,12 @@ def test_what_is_not_in_the_grid_is_refused_before_anything_is_run(argv, said, m
     with pytest.raises(SystemExit) as stopped:
         main.main()
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    """The last line of its log, which is its error."""
+    with pytest.raises(ValueError, match="run ended with 2: error: --samples is 1: .* .*run.log"):
+        main.calunc(tmp_path / "run", "sample", "--samples 1", 1)
 
 
 # ---- scores --------------------------------------------------------------------------------------

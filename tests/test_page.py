@@ -14,6 +14,7 @@ from helpers import rows as read
 
 import page
 import report
+import tables as report_tables
 from page import FIGURES
 from platt import Platt
 from settings import Config
@@ -226,6 +227,13 @@ def check_tables(parsed, found):
 
 def test_the_tables_have_the_numbers_of_the_report(text):
     check_tables(Parsed(text), json.loads(json.dumps(built(ROWS))))
+
+
+def test_a_row_beside_has_its_own_cost():
+    report, other = (json.loads(json.dumps(built(ROWS))) for _ in range(2))
+    report["cost"]["trained"]["tokens"], other["cost"]["trained"]["tokens"] = 3.0, 99.0
+    lines = report_tables.summary(report, [("the other", other)]).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| Stated, trained")] == ["3.0", "99.0"]
 
 
 def test_the_page_of_a_run_has_its_numbers_and_its_questions(finished):

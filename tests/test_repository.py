@@ -15,6 +15,8 @@ import torch
 
 import calunc
 import data
+import experiments.grid
+import experiments.tables
 import lm
 import tables
 
@@ -231,6 +233,16 @@ def test_the_line_counts_of_the_readme_are_about_right():
     for name, lines in rows:
         count = len((ROOT / name).read_text(encoding="utf-8").splitlines())
         assert abs(count - int(lines)) <= max(9, 0.1 * count), (name, count)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_reports():
+    for name in re.findall(r"<!-- results:([\w-]+) -->", README):
+        shown = README.split(f"<!-- results:{name} -->\n")[1].split("\n<!-- end -->")[0]
+        found = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
+        if "parts" in found:
+            assert shown == experiments.tables.summary(name, experiments.grid.TABLES[name], found["parts"])
+        else:
+            assert shown.startswith(tables.summary(found))
 
 
 def test_the_citation_is_whole():
