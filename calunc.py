@@ -25,15 +25,22 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from run import STAGES, Run, first, model_key
-from settings import TOY, Config, check, command, nearest, nearest_file, option, processes, usual
+from settings import TOY, Config, check, command, nearest, nearest_file, one_spelling, option, processes, usual
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         """argparse's message, and the flag, command or choice that was probably meant."""
-        unknown = re.search(r"invalid choice: '(.*?)'|unrecognized arguments: (\S+)", message)
-        known = [name for action in self._actions for name in (*action.option_strings, *map(str, action.choices or ()))]
-        near = nearest(unknown[1] or unknown[2], known) if unknown else ""
+        choice, flag, word = re.search(
+            r"(?:invalid choice: '(.*?)'|unrecognized arguments: (?:(-\S+)|(.*)))?$", message.split(" (")[0]
+        ).groups()  # fmt: skip
+        near = ""
+        if choice:
+            near = nearest(choice, [str(name) for action in self._actions for name in action.choices or ()])
+        if flag:
+            near = nearest(flag, [name for action in self._actions for name in action.option_strings])
+        if word:
+            near = "a question of several words stands in quotes"
         self.exit(2, f"error: {message}; {near or '--help shows all flags'}\n")
 
 
@@ -64,6 +71,8 @@ def parse(argv):
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    for name in {"model", "embedder", "dataset", "ood"} & args.given.keys():
+        args.given[name] = one_spelling(args.given[name])
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
 
 
@@ -75,6 +84,8 @@ def pipeline(args, config):
             raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
     of_seed = f"-{config.seed}" if config.seed else ""
     run = Run(args.out or f"runs/{Path(config.model).resolve().name}{of_seed}")
+    if run.foreign():
+        raise ValueError(f"{run.folder} is there already, and no run folder: name another --out")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     done = list(itertools.takewhile(lambda stage: run.done(stage, config), wanted))
     for stage in done:
@@ -83,7 +94,8 @@ def pipeline(args, config):
     todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     changed = changes(run, config, args.given) if todo else []
     if run.stages().keys() & set(todo):
-        print(f"{', '.join(todo)}: done again, with another {', '.join(map(option, changed)) or 'model or file'}")
+        why = ", ".join(map(option, changed)) or "model or file, or without one"
+        print(f"{', '.join(todo)}: done again, with another {why}; this replaces what {run.folder} has of them")
     elif changed:
         print(f"{', '.join(todo)}: begun again, with another {', '.join(map(option, changed))}")
     if todo:
@@ -105,6 +117,7 @@ def pipeline(args, config):
         for warning in report["warnings"] if first() else ():
             print(f"warning: {warning}", file=sys.stderr)
         print(f"Everything is in {run.folder}: report.html (for a browser), report.md, report.json, the pictures")
+        print(f'Ask it: python calunc.py ask "..." --run {shlex.quote(str(run.folder))}')
 
 
 def go_on(run, config, todo):
@@ -155,7 +168,9 @@ def changes(run, config, given):
     old = old if isinstance(old, dict) else {}
     stage = {f.name: f.metadata["stage"] for f in fields(Config)}
     changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
-    forgotten = [f"{option(name)} {shlex.quote(str(old[name]))}" for name in changed if name not in given]
+    default = usual(old.get("model"))
+    forgotten = [f"{option(name)} {shlex.quote(str(old[name]))}" for name in changed
+                 if name not in given and old[name] != default[name]]  # fmt: skip
     if forgotten:
         raise ValueError(f"{run.folder} was made with {' '.join(forgotten)}, which this call does not say: give these "
                          "flags the value that you want, or name another --out")  # fmt: skip
@@ -208,9 +223,9 @@ def trained_run(folder, settings):
     if not run.finished("train"):
         raise ValueError(f"{folder} holds no trained adapter yet: go on with `{again(own, run)}`")
     if not run.stages()["train"]["key"].startswith(model_key("train", own)):
-        import lm
-
-        lm.find(own.model)  # it may be that it is not there any more
+        path = Path(own.model)
+        if path.parent != Path() and not path.exists():
+            raise ValueError(f"there is no model {path}, which {folder} was made with: call from where that was done")
         raise ValueError(f"{folder} has an adapter of another model or of other settings: train it again with "
                          f"`{again(own, run)}`")  # fmt: skip
     free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
@@ -240,6 +255,8 @@ def writable(args):
     out = Path(args.out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
+    if out.exists():
+        raise ValueError(f"{out} is there already: give --out a new name")
     return out
 
 
@@ -247,13 +264,12 @@ def predict(args):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = writable(args)
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: name a file")
     import data
 
-    questions = [row["question"].strip() for _, row in data.read_jsonl(args.input)]
-    pairs = zip(questions, CalibratedLM(args.run or "runs/toy", **args.given).ask_all(questions), strict=True)
-    rows = [{"question": q, "answer": a.text, "confidence": a.confidence} for q, a in pairs]
+    asked = [row for _, row in data.read_jsonl(args.input)]
+    questions = [row["question"].strip() for row in asked]
+    pairs = zip(asked, CalibratedLM(args.run or "runs/toy", **args.given).ask_all(questions), strict=True)
+    rows = [row | {"answer": a.text, "confidence": a.confidence} for row, a in pairs]
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
 
@@ -262,8 +278,6 @@ def merge(args):
     if not args.out:
         raise ValueError("merge needs --out, a new folder for the model; --run names the run folder")
     out = writable(args)
-    if out.exists():
-        raise ValueError(f"{out} is there already: name a new folder")
     config, run = trained_run(args.run or "runs/toy", args.given)
     if not run.finished("eval"):
         raise ValueError(f"{run.folder} has no report yet: go on with `{again(run.config(), run)}`")

@@ -104,7 +104,7 @@ def _warnings(warnings):
 
 def _set(i, name, s):
     """The tables of one evaluation set."""
-    first, *more = (table(f"{name}: {title[0].lower()}{title[1:]}", *x) for title, *x in of_set(s))
+    first, *more = (table(f"{name}: {title}", *x) for title, *x in of_set(s))
     heading = f"<p>{s['n']:,} questions, accuracy {number(s['accuracy'])}.</p>"
     return "\n".join([f'<h3 id="set-{i}">{text(name)}</h3>', heading, first,
                       "<details><summary>More about this set</summary>", *more, "</details>"])  # fmt: skip

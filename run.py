@@ -100,6 +100,17 @@ class Run:
         for unfinished in self.folder.glob(f".{stage}-*") if first() else ():
             unfinished.unlink()
 
+    def foreign(self):
+        """Is there something of this name that is no run, not even one that was interrupted at once?"""
+        if not self.folder.exists() or self.path("stages.json").exists():
+            return False
+        if self.folder.is_file():
+            return True
+        found = self.read("config.json") if self.path("config.json").exists() else {}
+        own = isinstance(found, dict) and "platt_questions" in found
+        left = [p.name for p in self.folder.iterdir()]
+        return not own and any(not name.startswith((".", "model-")) and not name.endswith(".tmp") for name in left)
+
     def finished(self, stage):
         """Was this stage finished, with the settings that it was started with?
 
@@ -113,7 +124,7 @@ class Run:
         for name, digest in digests.items():
             if _digest(self.path(name)) != digest:
                 raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
-                                 "made again")  # fmt: skip
+                                 "made again, with all that depends on it")  # fmt: skip
         return True
 
     def unfinished(self, stage, config, suffix):

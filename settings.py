@@ -106,9 +106,15 @@ def command(config):
     return " ".join(["python calunc.py", *flags])
 
 
+def one_spelling(names):
+    """Paths among comma-separated names, without "./" and a last slash, so that they are not taken for others."""
+    names = map(str.strip, names.split(","))
+    return ",".join(os.path.normpath(name) if name and os.path.exists(name) else name for name in names)
+
+
 def nearest(name, known):
     """A question at the end of the message about an unknown name, if one of the known ones is like it."""
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1) or [x for x in known if len(name) > 3 and name in x]
     return f"did you mean {near[0]!r}?" if near else ""
 
 

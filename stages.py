@@ -11,6 +11,7 @@ ordinary model of it.
 import itertools
 import json
 import math
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -227,6 +228,8 @@ def train(config, run, model, prompt):
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     log, said = [], set()
     run.write("metrics.jsonl", log)
+    if first():
+        shutil.rmtree(run.path("tensorboard"), ignore_errors=True)  # of an earlier training
     board = Board(run) if config.tensorboard == "on" and first() else None
 
     def warn(steps):
@@ -261,6 +264,7 @@ class Board:
 
         self.writer = SummaryWriter(run.path("tensorboard"))
         self.close = self.writer.close
+        print(f"TensorBoard: tensorboard --logdir {run.path('tensorboard')}")
 
     def add(self, record):
         for name, value in record.items():

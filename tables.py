@@ -43,7 +43,7 @@ LEGEND = (
     "In brackets: 95% bootstrap intervals. ECE: mean distance of confidence and accuracy in ten bins of equal width, "
     "or of equal mass; Brier: mean square distance; NLL: log loss; AUROC: chance that a right answer has the higher "
     "confidence; within: inside the families of questions alone; AURC: mean error rate when the least confident are "
-    "left out."
+    "left out. ECE is biased upwards, that of a resample twice, so that an interval may lie above its number."
 )
 # what the end of a run and the README show of it
 FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expected", "base rate", "family prior",
@@ -157,7 +157,8 @@ def summary(report, beside=()):
             for part, s in unseen
         }
         out += ["", *lines(["never trained on", *heads], rows)]
-    out += ["", "In brackets: 95% bootstrap intervals. tokens: generated for an answer and its confidence."]
+    out += ["", "ECE, Brier: lower is better; AUROC: higher is better, 0.5 is guessing. In brackets: 95% bootstrap "
+            "intervals. tokens: generated for an answer and its confidence."]  # fmt: skip
     return "\n".join(out)
 
 

@@ -64,6 +64,10 @@ TABLES = {
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
         ARMS, SEEDS, (BRIER, PAPER), "--steps 1000",
     ),
+    "toy-ceilings": Table(
+        "What bounds every arm, and all baselines, on two toy worlds", "The arms of toy-arms, made again.",
+        ARMS | {PAPER: "--baselines stated,zero-shot,p-true"}, SEEDS[:2], (BRIER, PAPER), "--steps 1000",
+    ),
     "toy-ablations": Table(
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
         {PAPER: "", **ABLATIONS}, SEEDS[:3], (PAPER,),

@@ -190,7 +190,7 @@ def test_a_misspelt_file_is_no_misspelt_set(call, tmp_path, monkeypatch, capsys)
     (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/o", "--run", "{tmp}/none"], "none is no run folder"),
     (["predict", "--in", "{tmp}/none.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "no file {tmp}/none.jsonl"),
     (["predict", "--in", "{tmp}/folder", "--out", "{tmp}/o", "--run", "{run}"], "Is a directory: '{tmp}/folder'"),
-    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/folder", "--run", "{run}"], "is a folder: name a file"),
+    (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/folder", "--run", "{run}"], "is there already: give --out"),
     (["predict", "--in", "{tmp}/empty.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "holds no questions"),
     (["predict", "--in", "{tmp}/malformed.jsonl", "--out", "{tmp}/o", "--run", "{run}"], "line 31: not JSON"),
     (["predict", "--in", "{tmp}/two.jsonl", "--out", "{tmp}/no/o", "--run", "{run}"], "there is no folder {tmp}/no to"),
@@ -212,6 +212,21 @@ def test_a_place_where_predictions_cannot_go_is_found_before_the_work(files, fin
     out = files / "no" / "folder" / "out.jsonl"
     assert calunc.main(["predict", "--in", str(files / "two.jsonl"), "--out", str(out), "--run", str(finished)]) == 2
     assert str(out.parent) in one_sentence(capsys.readouterr())
+
+
+def test_predict_replaces_no_file(finished, files, capsys):
+    """Not even its own input."""
+    before = (files / "two.jsonl").read_bytes()
+    argv = ["predict", "--in", str(files / "two.jsonl"), "--out", str(files / "two.jsonl"), "--run", str(finished)]
+    assert calunc.main(argv) == 2
+    assert "two.jsonl is there already: give --out a new name" in one_sentence(capsys.readouterr())
+    assert (files / "two.jsonl").read_bytes() == before
+
+
+def test_a_question_without_quotes(capsys):
+    with pytest.raises(SystemExit):
+        calunc.main(["ask", "banner", "of", "Fibre"])
+    assert "of Fibre; a question of several words stands in quotes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, near", [

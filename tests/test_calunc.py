@@ -318,7 +318,7 @@ def redone(call, run, capsys, *flags, **kwargs):
     out, after = capsys.readouterr().out, stamps(run)
     found = [stage for stage in STAGES if f"{stage}: done before with the same settings" not in out]
     if found and flags:
-        assert f"{', '.join(found)}: done again, with another {flags[0]}\n" in out
+        assert f"{', '.join(found)}: done again, with another {flags[0]}; this replaces what" in out
     for stage in STAGES:
         for name in MADE[stage]:
             assert (before[run / name] != after[run / name]) == (stage in found), (stage, name)
@@ -428,6 +428,28 @@ def test_a_forgotten_flag_costs_no_interrupted_training(copy, call, monkeypatch,
     assert "train: begun again, with another --tolerance" in capsys.readouterr().out
 
 
+def test_a_path_may_be_spelled_in_several_ways(copy, questions, call, capsys, monkeypatch):
+    monkeypatch.chdir(questions.parent)
+    model = Run(copy).config().model
+    assert call(copy, model=f"{model}/", dataset=f"{questions.parent}/./{questions.name}") == 0
+    assert capsys.readouterr().out.count("done before with the same settings") == 4
+
+
+def test_a_folder_of_other_things_is_left_alone(call, tmp_path, capsys):
+    write(tmp_path / "config.json", [{"model_type": "gpt2"}])
+    for out in (tmp_path, tmp_path / "config.json"):
+        assert call(out, command="sample") == 2
+        assert f"{out} is there already, and no run folder" in one_sentence(capsys.readouterr())
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    run = tmp_path / "new"
+    run.mkdir()
+    (run / "stages.json.tmp").touch()  # of a run that was killed at its very beginning
+    (run / "model-0").mkdir()
+    assert call(run, command="sample") == 0
+    (run / "stages.json").unlink()  # as a message advises where it is damaged
+    assert call(run, command="sample") == 0
+
+
 def test_settings_that_are_lost_are_written_again(copy, call, capsys):
     content = (copy / "config.json").read_text()
     (copy / "config.json").unlink()
@@ -453,7 +475,7 @@ def test_what_is_no_part_of_a_model_changes_nothing(call, copy, tmp_path, monkey
     model.rename(tmp_path / "moved")
     capsys.readouterr()
     assert calunc.main(["ask", "why", "--run", str(run)]) == 2
-    assert f"no model at '{model}'" in one_sentence(capsys.readouterr())
+    assert f"there is no model {model}, which {run} was made with" in one_sentence(capsys.readouterr())
 
 
 def test_a_replaced_embedder_redoes_what_depends_on_it(call, copy, make_folder, tmp_path, capsys):

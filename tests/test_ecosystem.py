@@ -140,7 +140,7 @@ def test_merging_a_run(everywhere, tmp_path):
 def test_what_cannot_be_merged(finished, everywhere, tmp_path, capsys):
     for argv, said in (
         (["--run", str(finished), "--out", str(tmp_path / "m")], "add --adapter everywhere to the call"),
-        (["--run", str(everywhere), "--out", str(tmp_path)], "is there already: name a new folder"),
+        (["--run", str(everywhere), "--out", str(tmp_path)], "is there already: give --out a new name"),
         (["--run", str(everywhere)], "merge needs --out"),
         (["--run", str(everywhere), "--out", str(tmp_path / "no" / "m")], "there is no folder"),
     ):
@@ -187,6 +187,16 @@ def test_tensorboard_has_what_the_log_has(finished, call, tmp_path):
         for name in ("reward", "malformed", "grad_norm"):
             got = {e.step: e.value for e in events.Scalars(name)}
             assert got[record["step"]] == pytest.approx(record[name], rel=1e-6)
+
+
+def test_another_training_is_another_log(finished, call, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert call(folder, "--tensorboard", "on", command="train") == 0
+    assert call(folder, "--tensorboard", "on", "--steps", "2", command="train") == 0
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("reward")] == [0, 1]
 
 
 def test_a_finished_run_can_be_shown_in_tensorboard(finished, call, tmp_path):

@@ -146,7 +146,7 @@ def test_the_page_of_a_table_with_and_without_known_probabilities(runs, known):
     cells = [np.mean(of[m]) for of in near.values() for m in tables.DISTANCES]
     assert len(cells) == (4 if known else 2)
     assert re.search("^" + re.escape("| other, stated | ") + r" ± \S+ \| ".join(f"{c:.3f}" for c in cells), text, re.M)
-    murphy = [found["test"]["rows"]["one, stated"]["mean"][m] for m in ("brier", *tables.MURPHY)]
+    murphy = [found["test"]["rows"]["one, stated"]["mean"][m] for m in tables.MURPHY]
     assert "| one, stated | " + " | ".join(f"{m:.3f}" for m in murphy) + " |\n" in text
     assert "nan" not in text and text.count("Differences to *other* with the same readout") == len(found)
 
