@@ -197,11 +197,12 @@ def test_predict_keeps_the_order_and_does_not_depend_on_the_batch(finished, tmp_
     asked = ["what is it", "a", "what is a very long question about", "what is it", "b c d e f"] * 3  # > sample_batch
     found = []
     for texts in (asked, asked[3:4]):
-        source, out = write(tmp_path / "in.jsonl", [{"question": t, "extra": 1} for t in texts]), tmp_path / "out.jsonl"
+        source = write(tmp_path / "in.jsonl", [{"question": t, "extra": 1} for t in texts])
+        out = tmp_path / f"{len(texts)}.jsonl"
         assert calunc.main(["predict", "--in", str(source), "--out", str(out), "--run", str(finished)]) == 0
         found.append(rows(out))
     assert [r["question"] for r in found[0]] == asked
-    assert {tuple(r) for r in found[0]} == {("question", "answer", "confidence")}
+    assert {tuple(r) for r in found[0]} == {("question", "extra", "answer", "confidence")}
     assert found[0][3] == found[1][0] == found[0][0]
     assert found[0][1]["answer"] != found[0][2]["answer"]
 
