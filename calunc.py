@@ -17,15 +17,17 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from run import STAGES, Run, first, model_key
-from settings import TOY, Config, check, command, nearest, nearest_file, one_spelling, option, processes, usual
+from calibrated import Answer, CalibratedLM, again, trained_run  # noqa: F401, part of what this module offers
+from run import STAGES, Run, first
+from settings import TOY, Config, check, nearest, one_spelling, option, processes, usual
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,69 +179,6 @@ def changes(run, config, given):
     return changed
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    confidence: float | None  # in [0, 1]; None where none was stated
-
-
-class CalibratedLM:
-    """A language model that says how sure it is: what a finished run has made of it.
-
-        lm = CalibratedLM("runs/x")
-        answer = lm.ask("What is the capital of Peru?")
-        answer.text, answer.confidence
-
-    settings: those that change no training, as readout="expected" or device="cpu". Raises ValueError for a folder
-    without a trained adapter, and for other settings.
-    """
-
-    def __init__(self, folder="runs/toy", **settings):
-        self.config, self.run = trained_run(folder, settings)
-        import stages  # torch
-
-        self._model, self._prompt = stages.load_trained(self.config, self.run)
-
-    def ask(self, question):
-        """-> Answer"""
-        return self.ask_all([question])[0]
-
-    def ask_all(self, questions):
-        """The same in batches. -> list of Answer"""
-        import stages
-
-        return [Answer(*x) for x in stages.answer_questions(self.config, self._model, self._prompt, questions)]
-
-
-def trained_run(folder, settings):
-    """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run."""
-    run = Run(folder)
-    if not run.path("stages.json").is_file():
-        near = nearest_file(folder) or "it is what `python calunc.py --out FOLDER` writes"
-        raise ValueError(f"{folder} is no run folder; {near}")
-    if not run.path("config.json").exists():
-        raise ValueError(f"{folder} has no config.json any more: call the run again, with its flags")
-    own = run.config()
-    if not run.finished("train"):
-        raise ValueError(f"{folder} holds no trained adapter yet: go on with `{again(own, run)}`")
-    if not run.stages()["train"]["key"].startswith(model_key("train", own)):
-        path = Path(own.model)
-        if path.parent != Path() and not path.exists():
-            raise ValueError(f"there is no model {path}, which {folder} was made with: call from where that was done")
-        raise ValueError(f"{folder} has an adapter of another model or of other settings: train it again with "
-                         f"`{again(own, run)}`")  # fmt: skip
-    free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    for name, value in settings.items():
-        if name not in free and value != getattr(own, name, None):
-            raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
-    return replace(own, **({"shard": "off"} | settings)), run
-
-
-def again(config, run):
-    """The call that goes on with a run."""
-    return f"{command(asdict(config))} --out {shlex.quote(str(run.folder))}"
-
-
 def ask(args):
     if not args.question:
         raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
@@ -298,19 +237,40 @@ def together(config):
     return parallel.joined(config.device)
 
 
+@contextlib.contextmanager
+def heard():
+    """Ctrl-C, and once more each second until the call ends: a library may swallow one, as while it is imported."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+
+    def interrupt(*_):
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv=None):
     args, config = parse(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if args.command == "ask":
-            ask(args)
-        elif args.command == "predict":
-            predict(args)
-        elif args.command == "merge":
-            merge(args)
-        else:
-            with together(config):
-                pipeline(args, config)
+        with heard():
+            if args.command == "ask":
+                ask(args)
+            elif args.command == "predict":
+                predict(args)
+            elif args.command == "merge":
+                merge(args)
+            else:
+                with together(config):
+                    pipeline(args, config)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -115,6 +115,23 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(start, whole, tmp_path):
     assert_equal(out, whole[0])
 
 
+def test_ctrl_c_is_heard_though_a_library_swallows_it(monkeypatch, capsys):
+    """As a bare `except` does, which is common where something is imported."""
+
+    def swallow(args):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        time.sleep(20)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(calunc, "ask", swallow)
+    begin = time.perf_counter()
+    assert calunc.main(["ask", "x"]) == 130 and time.perf_counter() - begin < 10
+    assert capsys.readouterr().err.startswith("stopped: ")
+    assert signal.getsignal(signal.SIGINT) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
 @pytest.fixture
 def disk(tmp_path):
     """(megabytes) -> a folder that holds no more."""

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import calunc
 import data
 import entropy
 import eval
 import platt
+from calibrated import trained_run
 from run import STAGES, Run
 from settings import Config, check
 
@@ -144,7 +144,7 @@ def test_a_run_folder_with_anything_in_a_file(finished, tmp_path, name, content)
     shutil.copytree(finished, folder)
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(folder))):
-        calunc.trained_run(folder, {})
+        trained_run(folder, {})
         for stage in STAGES[:3]:
             Run(folder).finished(stage)
 
