@@ -233,7 +233,8 @@ def test_a_row_beside_has_its_own_cost():
     report, other = (json.loads(json.dumps(built(ROWS))) for _ in range(2))
     report["cost"]["trained"]["tokens"], other["cost"]["trained"]["tokens"] = 3.0, 99.0
     lines = report_tables.summary(report, [("the other", other)]).splitlines()
-    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| Stated, trained")] == ["3.0", "99.0"]
+    costs = [line.split("|")[-2].strip() for line in lines if line.startswith("| Stated, trained")]
+    assert costs == ["3.0", "", "99.0", ""]  # the second of each: malformed dropped
 
 
 def test_the_page_of_a_run_has_its_numbers_and_its_questions(finished):
