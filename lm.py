@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from cost import Size, Work
 from lora import adapter
 from prefix import LOGITS, Read, check_context, chunks, feed, tree_of
 from settings import nearest_file
 
+logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
 BREAK = "\ue000"  # of private use; what stands on its two sides is encoded apart
 
 
