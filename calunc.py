@@ -166,8 +166,7 @@ def changes(run, config, given):
 
     Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
     """
-    old = run.read("config.json") if run.path("config.json").exists() else {}
-    old = old if isinstance(old, dict) else {}
+    old = run.begun_with()
     stage = {f.name: f.metadata["stage"] for f in fields(Config)}
     changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
     default = usual(old.get("model"))

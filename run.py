@@ -66,6 +66,11 @@ class Run:
         """The rows of a JSONL file, one by one."""
         return read_lines(self.path(name))
 
+    def begun_with(self):
+        """What config.json has, of whatever version; an empty dict where it is not there."""
+        found = self.read("config.json") if self.path("config.json").exists() else {}
+        return found if isinstance(found, dict) else {}
+
     def config(self):
         """The settings of the run. Raises ValueError for those of another version."""
         found, known = self.read("config.json"), {f.name: f.type for f in fields(Config)}
@@ -106,10 +111,9 @@ class Run:
             return False
         if self.folder.is_file():
             return True
-        found = self.read("config.json") if self.path("config.json").exists() else {}
-        own = isinstance(found, dict) and "platt_questions" in found
         left = [p.name for p in self.folder.iterdir()]
-        return not own and any(not name.startswith((".", "model-")) and not name.endswith(".tmp") for name in left)
+        left = [name for name in left if not name.startswith((".", "model-")) and not name.endswith(".tmp")]
+        return bool(left) and "platt_questions" not in self.begun_with()
 
     def finished(self, stage):
         """Was this stage finished, with the settings that it was started with?
