@@ -49,7 +49,7 @@ def reliability(methods, path):
         above.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         below.set_xlabel("confidence")
         below.locator_params(axis="y", nbins=3)
-        _plain(above, below)
+        plain(above, below)
         if len(confidence) == 0:
             above.text(0.5, 0.5, "nothing stated", ha="center", va="center", backgroundcolor="white")
             continue
@@ -63,7 +63,7 @@ def reliability(methods, path):
         text.set(fontsize="small", linespacing=1.1, bbox={"color": "white", "alpha": 0.7, "pad": 1})
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("share of\nanswers")
-    _save(figure, path)
+    save(figure, path)
 
 
 def risk_coverage(methods, path):
@@ -89,8 +89,8 @@ def risk_coverage(methods, path):
     axes.set(xlabel="coverage (share kept, most confident first)", ylabel="error rate of the answers kept")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize="small", frameon=False)
-    _plain(axes)
-    _save(figure, path)
+    plain(axes)
+    save(figure, path)
 
 
 def entropy_curve(entropy, correct, platt, path):
@@ -120,8 +120,8 @@ def entropy_curve(entropy, correct, platt, path):
     axes.set(ylim=(-0.15, 1.15), yticks=[0, 0.25, 0.5, 0.75, 1])
     x, side = (1, "right") if falls else (0, "left")  # where the curve is low
     axes.legend(fontsize="small", frameon=False, loc=f"upper {side}", bbox_to_anchor=(x, 0.9))
-    _plain(axes)
-    _save(figure, path)
+    plain(axes)
+    save(figure, path)
 
 
 def training(log, path):
@@ -149,10 +149,10 @@ def training(log, path):
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center")
             axes.set_yticks([])
-        _plain(axes)
+        plain(axes)
     for axes in figure.axes[-2:]:
         axes.set_xlabel("RL step")
-    _save(figure, path)
+    save(figure, path)
 
 
 def wilson(right, count):
@@ -201,7 +201,8 @@ def _column(log, key):
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _plain(*panels):
+def plain(*panels):
+    """Without the frame's upper and right lines."""
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -209,10 +210,11 @@ def _plain(*panels):
 def _say(text, path):
     figure = Figure(figsize=(5.2, 1.5))
     figure.text(0.5, 0.5, text, ha="center", va="center")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Write the picture whole, or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     write_whole(Path(path), [content.getvalue()])

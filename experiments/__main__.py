@@ -54,6 +54,7 @@ def arm(base, folder, flags, threads):
 
 def scores(root, threads):
     """Sample where nothing is there yet, and measure."""
+    from experiments.pictures import counts
     from experiments.scores import markdown, measure
 
     found, target = {}, ROOT / "results" / "scores"
@@ -66,6 +67,7 @@ def scores(root, threads):
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", found)
     Run(target).write("report.md", markdown(found))
+    counts(found, target / "counts.png")
     print(f"wrote {target}")
 
 

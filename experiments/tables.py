@@ -14,6 +14,7 @@ import numpy as np
 
 import rewards
 from eval import interval, metrics, resampled, with_missing
+from experiments import pictures
 from experiments.grid import slug
 from report import METHODS, agreement, rl_steps
 from rl import Item
@@ -153,7 +154,7 @@ def markdown(name, table, found, earned, course, machine):
     for arm, flags in table.arms.items():
         both = f"{table.flags} {flags}".strip()
         out.append(f"| {arm} | `{both}` |" if both else f"| {arm} | (default) |")
-    out += ["", *machine, ""]
+    out += ["", *machine, "", "![Paired differences with intervals](differences.png)", ""]
     heads = ["reward, mean over the seeds", "end of training", "test, greedy", "gap"]
     out += [*lines(heads, {arm: [number(a), number(b), f"{a - b:+.3f}"] for arm, (a, b) in earned.items()}), ""]
     for measure, title in CURVES.items():
@@ -249,8 +250,8 @@ def _verdict(name, difference, low, high):
 
 
 def write(name, table, root, results):
-    """results/NAME/report.json and report.md, with the settings, the machine, and the seconds of every stage; and the
-    README's table of this name."""
+    """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and a
+    picture; and the README's table of this name."""
     found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
@@ -271,5 +272,8 @@ def write(name, table, root, results):
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took "
                f"{min(train):.0f} to {max(train):.0f} s a run."]  # fmt: skip
     Run(target).write("report.md", markdown(name, table, found, earned, course, machine))
+    other = table.references[0]
+    differences = {part: of["differences"][other] for part, of in found.items()}
+    pictures.differences(differences, other, target / "differences.png")
     fill(results.parent / "README.md", f"results:{name}", summary(name, table, found))
     print(f"wrote {target}")

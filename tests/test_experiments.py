@@ -12,7 +12,7 @@ import pytest
 import calunc
 import eval as ev
 from experiments import __main__ as main
-from experiments import scores, tables
+from experiments import pictures, scores, tables
 from experiments.grid import TABLES, Table, slug
 from run import Run, key
 from settings import Config, check
@@ -318,3 +318,43 @@ def test_what_is_written(runs, tmp_path):
     assert f"| one, stated | {row['mean']['ece']:.3f} ± " in text
     assert "| other, stated |" in text and " 10.0% | 4.5 |" in text and "| one | `--lr 1` |" in text
     assert "`python -m experiments tiny`, seeds 1, 2." in text and "Training took 2 to 2 s a run." in text
+    assert "](differences.png)" in text and (tmp_path / "results/tiny/differences.png").stat().st_size > 10_000
+
+
+def drawn(monkeypatch):
+    """The figures that are saved from now on."""
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_the_picture_of_differences(monkeypatch):
+    """Each interval and its middle is in the panel of its metric, hollow where stated, and no two at one height."""
+    found, values = drawn(monkeypatch), np.random.default_rng(0).normal(size=(2, 2, 2, 3, 3))
+    parts = {
+        part: {f"{arm}, {kind}": {m: values[p, a, k, i].tolist() for i, m in enumerate(pictures.METRICS)}
+               for a, arm in enumerate(("one, b", "two")) for k, kind in enumerate(("stated", "expected"))}
+        for p, part in enumerate(("test", "unseen"))
+    }  # fmt: skip
+    pictures.differences(parts, "other", None)
+    for i, axes in enumerate(found[0].axes):
+        lines = [line for line in axes.lines[1:] if len(line.get_xdata())]
+        intervals, middles = lines[::2], lines[1::2]
+        want = values[..., i, :].reshape(-1, 3)
+        assert np.allclose([line.get_xdata() for line in intervals], want[:, 1:])
+        assert np.allclose([line.get_xdata() for line in middles], want[:, :1])
+        assert [line.get_markerfacecolor() == "white" for line in middles] == [True, False] * 4
+        heights = [line.get_ydata()[0] for line in middles]
+        assert len(set(heights)) == 8 and heights == [line.get_ydata()[0] for line in intervals]
+        assert np.round(heights).tolist() == [0, 0, 1, 1] * 2  # beside the name of its arm
+    assert [label.get_text() for label in found[0].axes[0].get_yticklabels()] == ["one, b", "two"]
+
+
+def test_the_picture_of_samples(monkeypatch):
+    found, counts = drawn(monkeypatch), scores.counts(stub())
+    pictures.counts({"toy": {"title": "T", "limit": 0.5, "counts": counts}}, None)
+    above, below = found[0].axes
+    for i, kind in enumerate(("plug-in", "jackknife")):
+        assert above.lines[i].get_xydata().tolist() == [[n, row[kind]] for n, row in counts.items()]
+        assert below.lines[i].get_xydata().tolist() == [[n, row[f"of {kind}"]["auroc"]] for n, row in counts.items()]
+    assert above.lines[2].get_ydata()[0] == 0.5

@@ -64,7 +64,7 @@ CASES = {
 def draw(monkeypatch):
     """Call a function of figures and return the Figure that it would have saved."""
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
 
     def draw(function, *arguments):
         function(*arguments, "unused.png")

@@ -1,0 +1,65 @@
+"""The pictures of the tables: which differences are clear of 0, and how entropy grows with the number of samples."""
+
+from textwrap import fill
+
+from matplotlib.figure import Figure
+
+from figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, plain, save
+
+METRICS = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
+PARTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (SKY, "v"))  # a colour and a marker each
+
+
+def differences(parts, other, path):
+    """Paired differences to the arm `other`, a panel for each metric, with their 95% intervals.
+
+    parts: {part: {"ARM, stated" or "ARM, expected": {metric: [difference, low, high]}}}, the last level as in a report.
+    Filled: as expectation. Hollow: as stated.
+    """
+    rows = list(dict.fromkeys(title for of in parts.values() for title in of))
+    arms = list(dict.fromkeys(title.rpartition(", ")[0] for title in rows))
+    step = 0.8 / (2 * len(parts))
+    figure = Figure(figsize=(10, 1.3 + len(arms) * (0.25 + 0.11 * 2 * len(parts))), layout="constrained")
+    figure.suptitle(f"Difference to: {other}. Hollow: stated; filled: expected. 95% intervals.", fontsize="medium")
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
+        axes.axvline(0, color=GREY, lw=1)
+        for i, (part, of) in enumerate(parts.items()):
+            color, marker = PARTS[i % len(PARTS)]
+            for title, found in of.items():
+                arm, _, kind = title.rpartition(", ")
+                y = arms.index(arm) - 0.4 + step * (2 * i + (kind == "expected") + 0.5)
+                middle, low, high = found[metric]
+                axes.plot([low, high], [y, y], color=color, lw=1.2)
+                face = color if kind == "expected" else "white"
+                axes.plot(middle, y, marker, ms=5, color=color, mfc=face, zorder=3)
+            axes.plot([], [], marker, color=color, label=part)
+        axes.set_title(f"{name}: {'right' if metric == 'auroc' else 'left'} is better", fontsize="medium")
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="x", alpha=0.3)
+        plain(axes)
+    panels[0].set_yticks(range(len(arms)), [fill(arm, 28) for arm in arms], fontsize="small")
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), frameon=False)
+    save(figure, path)
+
+
+def counts(found, path):
+    """Entropy and AUROC against the number of samples. found: {name: {"title", "limit", "counts"}}, as in a report."""
+    figure = Figure(figsize=(7, 5.2), layout="constrained")
+    grid = figure.subplots(2, len(found), sharex=True, squeeze=False)
+    for (above, below), of in zip(grid.T, found.values(), strict=True):
+        n = [int(count) for count in of["counts"]]
+        for kind, color, dash in (("plug-in", BLUE, "o-"), ("jackknife", ORANGE, "s--")):
+            above.plot(n, [row[kind] for row in of["counts"].values()], dash, color=color, label=kind)
+            below.plot(n, [row[f"of {kind}"]["auroc"] for row in of["counts"].values()], dash, color=color)
+        if of["limit"] is not None:
+            above.axhline(of["limit"], color=GREY, ls=":", label="of the true distribution")
+        above.set_title(of["title"], fontsize="medium")
+        above.set_ylim(bottom=0)
+        above.legend(fontsize="small", frameon=False)
+        plain(above, below)
+    grid[0, 0].set_ylabel("mean entropy, nats")
+    grid[1, 0].set(ylabel="AUROC", xticks=sorted({int(count) for of in found.values() for count in of["counts"]}))
+    figure.supxlabel("samples", fontsize="medium")
+    save(figure, path)
