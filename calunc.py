@@ -153,9 +153,10 @@ def go_on(run, config, todo):
     }
     for stage in todo:
         run.start(stage)
+        resumed = run.resumes(stage, config)
         start = time.perf_counter()
         run_stage[stage]()
-        cost = parallel.totals(**model.work.take())
+        cost = parallel.totals(**model.work.take()) | {"resumed": resumed}
         run.finish(stage, config, loading, time.perf_counter() - start, cost)
         parallel.wait()
         loading = 0.0

@@ -135,6 +135,10 @@ class Run:
         """Where a stage keeps what an interrupted call of the same settings can go on from."""
         return self.path(f".{stage}-{key(stage, config)}.{suffix}")
 
+    def resumes(self, stage, config):
+        """Is there something that an interrupted call of this stage has left? What that call cost is not known."""
+        return any(self.folder.glob(self.unfinished(stage, config, "*").name))
+
     def stages(self):
         """The stages that are finished, and what each of them cost. -> {stage: dict}"""
         found = self.read("stages.json") if self.path("stages.json").exists() else {}

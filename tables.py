@@ -96,6 +96,7 @@ def costs(report):
             for name, c in report["cost"].items()})  # fmt: skip
     found, peak = {}, report["environment"]["matmul_gflops"]
     for name, stage in report["stages"].items():
+        name = f"{name}, its last call" if stage.get("resumed") else name
         speed = stage["flops"] / 1e9 / max(stage["seconds"], 0.01)
         found[name] = [f"{stage['seconds']:.0f}", f"{stage['tokens']:,}", f"{stage['flops'] / 1e9:,.0f}",
                        f"{speed:.1f}", f"{speed / peak:.2f}"]  # fmt: skip

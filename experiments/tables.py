@@ -256,15 +256,16 @@ def write(name, table, root, results):
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
     first = Run(root / next(iter(stages)))
-    seconds = {
-        run: {s: of["seconds"] for s, of in each.items() if ("samples" in run) == (s in BEFORE)}
+    whole = {  # of what was interrupted only the last call is known
+        run: {s: of for s, of in each.items() if ("samples" in run) == (s in BEFORE) and not of.get("resumed")}
         for run, each in stages.items()
     }
+    seconds = {run: {s: of["seconds"] for s, of in each.items()} for run, each in whole.items()}
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
-        "training flops": {run: each["train"]["flops"] for run, each in stages.items() if "train" in each},
+        "training flops": {run: each["train"]["flops"] for run, each in whole.items() if "train" in each},
         "environment": first.read("environment.json"), "parts": found, "reward": earned, "curves": course,
         "median of the unseen": _medians(found),
     })  # fmt: skip

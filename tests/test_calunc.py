@@ -582,6 +582,8 @@ def test_interrupted_sampling_goes_on_where_it_was(finished, call, tmp_path, mon
     assert [len(args[1]) for args in calls] == [8, 8, 8, 8]
     assert same(run, finished, "samples.jsonl")
     assert not list(run.glob(".sample-*"))
+    resumed = [Run(folder).stages()["sample"]["resumed"] for folder in (run, finished)]
+    assert resumed == [True, False]  # so that a part of the seconds does not pass for all of them
 
 
 def test_a_line_that_was_cut_short_is_sampled_again_however_often(finished, call, tmp_path, monkeypatch):

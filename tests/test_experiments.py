@@ -321,6 +321,17 @@ def test_what_is_written(runs, tmp_path):
     assert "](differences.png)" in text and (tmp_path / "results/tiny/differences.png").stat().st_size > 10_000
 
 
+def test_what_an_interrupted_run_took_is_not_known(runs, tmp_path):
+    """The seconds and operations of its last call are not those of the stage."""
+    (tmp_path / "README.md").touch()
+    Run(runs / "one-1").write("stages.json", {"train": {"seconds": 0.5, "flops": 1, "resumed": True}})
+    tables.write("tiny", TINY, runs, tmp_path / "results")
+    report = json.loads((tmp_path / "results/tiny/report.json").read_text())
+    assert report["seconds"]["one-1"] == {} and report["seconds"]["one-2"] == {"train": 1.5}
+    assert "one-1" not in report["training flops"] and "one-2" in report["training flops"]
+    assert "took 2 to 2 s" in (tmp_path / "results/tiny/report.md").read_text()
+
+
 def drawn(monkeypatch):
     """The figures that are saved from now on."""
     figures = []

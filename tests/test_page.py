@@ -535,3 +535,13 @@ def test_a_run_in_which_nothing_is_stated_opens_too(visit, finished):
     assert "none stated" in tab.locator("#list summary").first.inner_text()
     tab.fill("#low", "0")
     assert tab.locator("#count").text_content() == "0 of 8 questions."
+
+
+def test_a_stage_that_was_interrupted_says_so():
+    """What its last call cost must not pass for what the stage cost, on the page and in report.md."""
+    rows, samples = questions(30)
+    found = built(rows)
+    found["stages"] = {"sample": found["stages"]["sample"] | {"resumed": False}}
+    found["stages"]["train"] = found["stages"]["sample"] | {"resumed": True}
+    for text in (rendered(rows, samples, found), report_tables.markdown(found)):
+        assert "train, its last call" in text and "sample, its last call" not in text
