@@ -86,10 +86,9 @@ TABLES = {
         SMOLLM2_ARMS | {PAPER: f"{SMOLLM2_ARMS[PAPER]} --baselines stated,p-true"}, (0,), (BRIER, PAPER), SMOLLM2,
     ),
     "smollm2-again": Table(
-        "Arms with SmolLM2-135M on a split of the questions that nothing was chosen on",
-        "Our arm of smollm2-arms and the Brier reward, with the same flags, run once; and all baselines.",
-        {OURS: f"{SMOLLM2_ARMS[OURS]} --baselines stated,zero-shot,p-true", BRIER: SMOLLM2_ARMS[BRIER]},
-        (1,), (BRIER,), SMOLLM2,
+        "Our arm with SmolLM2-135M on a split of the questions that nothing was chosen on",
+        "The flags of smollm2-arms, run once, with all baselines.",
+        {OURS: f"{SMOLLM2_ARMS[OURS]} --baselines stated,zero-shot,p-true"}, (1,), (), SMOLLM2,
     ),
 }  # fmt: skip
 

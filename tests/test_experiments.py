@@ -332,6 +332,14 @@ def test_what_an_interrupted_run_took_is_not_known(runs, tmp_path):
     assert "took 2 to 2 s" in (tmp_path / "results/tiny/report.md").read_text()
 
 
+def test_a_table_of_one_arm_is_compared_with_its_teacher(runs, tmp_path):
+    (tmp_path / "README.md").touch()
+    tables.write("tiny", replace(TINY, arms={"one": "--lr 1"}, references=()), runs, tmp_path / "results")
+    report = json.loads((tmp_path / "results/tiny/report.json").read_text())
+    assert list(report["parts"]["test"]["differences"]) == ["teacher"]
+    assert (tmp_path / "results/tiny/differences.png").exists()
+
+
 def drawn(monkeypatch):
     """The figures that are saved from now on."""
     figures = []
