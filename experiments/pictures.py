@@ -1,4 +1,4 @@
-"""The pictures of the tables: which differences are clear of 0, and how entropy grows with the number of samples."""
+"""The pictures of the tables: which differences are clear of 0, and what the number of samples changes."""
 
 from textwrap import fill
 
@@ -20,7 +20,8 @@ def differences(parts, other, path):
     arms = list(dict.fromkeys(title.rpartition(", ")[0] for title in rows))
     step = 0.8 / (2 * len(parts))
     figure = Figure(figsize=(10, 1.3 + len(arms) * (0.25 + 0.11 * 2 * len(parts))), layout="constrained")
-    figure.suptitle(f"Difference to: {other}. Hollow: stated; filled: expected. 95% intervals.", fontsize="medium")
+    text = f"Difference to: {other}. Hollow: stated; filled: expected. A line (95%) that reaches 0 is a tie."
+    figure.suptitle(text, fontsize="medium")
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
         axes.axvline(0, color=GREY, lw=1)
@@ -45,21 +46,25 @@ def differences(parts, other, path):
 
 
 def counts(found, path):
-    """Entropy and AUROC against the number of samples. found: {name: {"title", "limit", "counts"}}, as in a report."""
-    figure = Figure(figsize=(7, 5.2), layout="constrained")
-    grid = figure.subplots(2, len(found), sharex=True, squeeze=False)
-    for (above, below), of in zip(grid.T, found.values(), strict=True):
+    """Entropy, AUROC and ECE against the number of samples. found: {name: {"title", "seeds", "limit", "counts"}}, as in
+    a report."""
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    grid = figure.subplots(3, len(found), sharex=True, squeeze=False)
+    for (top, *panels), of in zip(grid.T, found.values(), strict=True):
         n = [int(count) for count in of["counts"]]
         for kind, color, dash in (("plug-in", BLUE, "o-"), ("jackknife", ORANGE, "s--")):
-            above.plot(n, [row[kind] for row in of["counts"].values()], dash, color=color, label=kind)
-            below.plot(n, [row[f"of {kind}"]["auroc"] for row in of["counts"].values()], dash, color=color)
+            top.plot(n, [row[kind] for row in of["counts"].values()], dash, color=color, label=kind)
+            for axes, metric in zip(panels, ("auroc", "ece"), strict=True):
+                axes.plot(n, [row[f"of {kind}"][metric] for row in of["counts"].values()], dash, color=color)
         if of["limit"] is not None:
-            above.axhline(of["limit"], color=GREY, ls=":", label="of the true distribution")
-        above.set_title(of["title"], fontsize="medium")
-        above.set_ylim(bottom=0)
-        above.legend(fontsize="small", frameon=False)
-        plain(above, below)
-    grid[0, 0].set_ylabel("mean entropy, nats")
-    grid[1, 0].set(ylabel="AUROC", xticks=sorted({int(count) for of in found.values() for count in of["counts"]}))
+            top.axhline(of["limit"], color=GREY, ls=":", label="the world's")
+        seeds = len(of["seeds"])
+        top.set_title(f"{of['title']}\n{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", fontsize="medium")
+        top.set_ylim(bottom=0)
+        top.legend(fontsize="small", frameon=False)
+        plain(top, *panels)
+    for axes, name in zip(grid[:, 0], ("mean entropy, nats", "AUROC", "ECE"), strict=True):
+        axes.set_ylabel(name)
+    grid[0, 0].set_xticks(sorted({int(count) for of in found.values() for count in of["counts"]}))
     figure.supxlabel("samples", fontsize="medium")
     save(figure, path)

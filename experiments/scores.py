@@ -178,7 +178,7 @@ def markdown(found):
         "bias of order 1/n. Fitted on up to a thousand labelled questions, shown on the test part; means over seeds."
     )
     lines = ["# Samples, kernels, embedders and calibrators", "", text, ""]
-    lines += ["![Entropy and AUROC against the number of samples](counts.png)", ""]
+    lines += ["![Entropy, AUROC and ECE against the number of samples](counts.png)", ""]
     kinds, columns = ("plug-in", "jackknife"), ("ece", "auroc", "auroc_within")
     pairs = [(kind, c) for kind in kinds for c in columns]
     head = ["samples", *(f"{kind}, nats" for kind in kinds), *(f"{SHOWN[c]}, {kind}" for kind, c in pairs)]

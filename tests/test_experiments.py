@@ -371,9 +371,11 @@ def test_the_picture_of_differences(monkeypatch):
 
 def test_the_picture_of_samples(monkeypatch):
     found, counts = drawn(monkeypatch), scores.counts(stub())
-    pictures.counts({"toy": {"title": "T", "limit": 0.5, "counts": counts}}, None)
-    above, below = found[0].axes
+    pictures.counts({"toy": {"title": "T", "seeds": [1, 2], "limit": 0.5, "counts": counts}}, None)
+    above, *below = found[0].axes
     for i, kind in enumerate(("plug-in", "jackknife")):
         assert above.lines[i].get_xydata().tolist() == [[n, row[kind]] for n, row in counts.items()]
-        assert below.lines[i].get_xydata().tolist() == [[n, row[f"of {kind}"]["auroc"]] for n, row in counts.items()]
+        for axes, metric in zip(below, ("auroc", "ece"), strict=True):
+            want = [[n, row[f"of {kind}"][metric]] for n, row in counts.items()]
+            assert axes.lines[i].get_xydata().tolist() == want
     assert above.lines[2].get_ydata()[0] == 0.5
