@@ -9,8 +9,8 @@ venv:  ## everything that the commands below need
 toy:  ## the whole method on the invented world, about two minutes
 	$(PYTHON) calunc.py
 
-test:  ## all tests, on all cores of a CPU
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
+test:  ## all tests, on a CPU
+	$(PYTHON) -m pytest
 
 lint:
 	$(PYTHON) -m ruff check .
