@@ -20,13 +20,13 @@ def differences(parts, other, path):
     arms = list(dict.fromkeys(title.rpartition(", ")[0] for title in rows))
     step = 0.8 / (2 * len(parts))
     figure = Figure(figsize=(10, 1.3 + len(arms) * (0.25 + 0.11 * 2 * len(parts))), layout="constrained")
-    text = f"Difference to: {other}. Hollow: stated; filled: expected. A line (95%) that reaches 0 is a tie."
+    to = "its own teacher" if other == "teacher" else other
+    text = f"Difference to: {to}. Hollow: stated; filled: expected. A line (95%) that reaches 0 is a tie."
     figure.suptitle(text, fontsize="medium")
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
         axes.axvline(0, color=GREY, lw=1)
-        for i, (part, of) in enumerate(parts.items()):
-            color, marker = PARTS[i % len(PARTS)]
+        for i, ((part, of), (color, marker)) in enumerate(zip(parts.items(), PARTS[: len(parts)], strict=True)):
             for title, found in of.items():
                 arm, _, kind = title.rpartition(", ")
                 y = arms.index(arm) - 0.4 + step * (2 * i + (kind == "expected") + 0.5)
@@ -52,12 +52,12 @@ def counts(found, path):
     grid = figure.subplots(3, len(found), sharex=True, squeeze=False)
     for (top, *panels), of in zip(grid.T, found.values(), strict=True):
         n = [int(count) for count in of["counts"]]
-        for kind, color, dash in (("plug-in", BLUE, "o-"), ("jackknife", ORANGE, "s--")):
-            top.plot(n, [row[kind] for row in of["counts"].values()], dash, color=color, label=kind)
+        for kind, color, style in (("plug-in", BLUE, "o-"), ("jackknife", ORANGE, "s--")):
+            top.plot(n, [row[kind] for row in of["counts"].values()], style, color=color, label=kind)
             for axes, metric in zip(panels, ("auroc", "ece"), strict=True):
-                axes.plot(n, [row[f"of {kind}"][metric] for row in of["counts"].values()], dash, color=color)
+                axes.plot(n, [row[f"of {kind}"][metric] for row in of["counts"].values()], style, color=color)
         if of["limit"] is not None:
-            top.axhline(of["limit"], color=GREY, ls=":", label="the world's")
+            top.axhline(of["limit"], color=GREY, ls=":", label="of the world's distribution")
         seeds = len(of["seeds"])
         top.set_title(f"{of['title']}\n{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", fontsize="medium")
         top.set_ylim(bottom=0)

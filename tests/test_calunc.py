@@ -606,6 +606,7 @@ def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, fini
         with pytest.raises(RuntimeError, match="interrupted"):
             call(copy, "--lr", "3e-3", command="train")
     assert call(copy) == 0
+    assert not Run(copy).stages()["train"]["resumed"]  # what is left is of another training
     assert same(copy, finished, "metrics.jsonl")
     assert same(copy, finished, "adapter/adapter_model.safetensors")
 
@@ -624,7 +625,7 @@ def test_two_trainings_that_were_interrupted_do_not_mix(copy, finished, call, mo
     assert call(copy, "--lr", "1e-2", command="train") == 0
     assert len(calls) == 2  # of three steps
     assert same(copy, finished, "metrics.jsonl", "adapter/adapter_model.safetensors")
-    assert not list(copy.glob(".train-*"))
+    assert not list(copy.glob(".train-*")) and Run(copy).stages()["train"]["resumed"]
 
 
 def test_what_a_stage_left_when_it_was_killed_at_its_very_end_is_taken_away(copy, call):

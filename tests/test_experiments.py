@@ -330,6 +330,10 @@ def test_what_an_interrupted_run_took_is_not_known(runs, tmp_path):
     assert report["seconds"]["one-1"] == {} and report["seconds"]["one-2"] == {"train": 1.5}
     assert "one-1" not in report["training flops"] and "one-2" in report["training flops"]
     assert "took 2 to 2 s" in (tmp_path / "results/tiny/report.md").read_text()
+    for run in map(Run, runs.iterdir()):
+        run.write("stages.json", {"train": {"seconds": 0.5, "flops": 1, "resumed": True}})
+    tables.write("tiny", TINY, runs, tmp_path / "results")
+    assert "took unknown seconds" in (tmp_path / "results/tiny/report.md").read_text()
 
 
 def test_a_table_of_one_arm_is_compared_with_its_teacher(runs, tmp_path):
@@ -356,6 +360,9 @@ def test_the_picture_of_differences(monkeypatch):
         for p, part in enumerate(("test", "unseen"))
     }  # fmt: skip
     pictures.differences(parts, "other", None)
+    assert "Difference to: other." in found[0].get_suptitle()
+    titles = [axes.get_title() for axes in found[0].axes]
+    assert titles == ["ECE: left is better", "Brier score: left is better", "AUROC: right is better"]
     for i, axes in enumerate(found[0].axes):
         lines = [line for line in axes.lines[1:] if len(line.get_xdata())]
         intervals, middles = lines[::2], lines[1::2]
@@ -372,6 +379,8 @@ def test_the_picture_of_differences(monkeypatch):
 def test_the_picture_of_samples(monkeypatch):
     found, counts = drawn(monkeypatch), scores.counts(stub())
     pictures.counts({"toy": {"title": "T", "seeds": [1, 2], "limit": 0.5, "counts": counts}}, None)
+    pictures.counts({name: {"title": "T", "seeds": [0], "limit": None, "counts": counts} for name in "ab"}, None)
+    assert [axes.get_title() for axes in found[1].axes[:2]] == ["T\none seed"] * 2 and len(found[1].axes[0].lines) == 2
     above, *below = found[0].axes
     for i, kind in enumerate(("plug-in", "jackknife")):
         assert above.lines[i].get_xydata().tolist() == [[n, row[kind]] for n, row in counts.items()]
