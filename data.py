@@ -3,9 +3,10 @@
 A question set is a list of `Question`. It comes from the toy world, from the built-in `facts`, from a JSONL file with
 `question` and `answers`, or from the Hugging Face hub through a descriptor of a few lines. `Prompt` turns a question
 into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
+
+From infra: files.read_questions; hints.nearest and hints.nearest_file, for names that are not there.
 """
 
-import json
 import re
 import string
 import unicodedata
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from run import FACTS
-from settings import nearest, nearest_file
+from infra.files import read_questions
+from infra.hints import nearest, nearest_file
+
+FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -71,39 +74,13 @@ def from_hub(name, held_out=False, rows=None):
     return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in enumerate(pairs)]
 
 
-def read_jsonl(path):
-    """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
-    if not Path(path).exists():
-        raise ValueError(f"there is no file {path}; {nearest_file(path) or 'look at its name'}")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # some editors begin with a mark
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a character, as "\ud800", is none
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise ValueError(f"{where}: needs a non-empty string `question`")
-        found.append((where, row))
-    if not found:
-        raise ValueError(f"{path} holds no questions")
-    return found
-
-
 def from_jsonl(path):
     """JSONL with `question` and `answers` (optional: `id`, `family`) -> questions.
 
     Raises ValueError that names the file and the line.
     """
     stem, questions, seen = Path(path).stem, [], set()
-    for number, (where, row) in enumerate(read_jsonl(path), 1):
+    for number, (where, row) in enumerate(read_questions(path), 1):
         row = {"id": f"{stem}-{number}", "family": stem} | {k: v for k, v in row.items() if v is not None}
         answers, identity = row.get("answers"), str(row["id"])
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
@@ -115,9 +92,11 @@ def from_jsonl(path):
     return questions
 
 
-def short_name(name):
-    """The name of a set in reports: a file goes by its name alone."""
-    return Path(name).stem if Path(name).is_file() else name
+def files_of(names):
+    """The files that a list of names is read from. -> {name: path}"""
+    names = map(str.strip, names.split(","))
+    found = {name: FACTS if name.partition(":")[0] == "facts" else Path(name) for name in names}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def load(name, held_out=False):
@@ -126,33 +105,35 @@ def load(name, held_out=False):
     held_out: read a hub set's validation or test split instead of its training split. Raises ValueError for an unknown
     name, with the nearest known one.
     """
-    questions, parts = [], [part.strip() for part in name.split(",")]
+    questions, parts = {}, [part.strip() for part in name.split(",")]
     for part in parts:
         if part and parts.count(part) > 1:
             raise ValueError(f"{part} is named twice")
-        base, _, family = part.partition(":")
-        if base == "facts":
-            found = [q for q in from_jsonl(FACTS) if family in ("", q.family)]
-            if not found:
-                known = sorted({q.family for q in from_jsonl(FACTS)})
-                near = nearest(family, known) or f"choose from {', '.join(known)}"
-                raise ValueError(f"facts has no family {family!r}; {near}")
-        elif part in HUB:
-            found = from_hub(part, held_out)
-        elif Path(part).is_file():
-            found = from_jsonl(part)
-        else:
-            near = [nearest(part, ["facts", *HUB]), nearest_file(part)]
-            if Path(part).suffix:  # a file was meant
-                near.reverse()
-            near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
-            raise ValueError(f"no data set or file called {part!r}; {near}")
-        questions += [replace(q, source=part) for q in found]
-    first = {}
-    for q in questions:
-        first.setdefault(q.question, q)  # one that is asked twice could be in two parts
-    ids = Counter(q.id for q in first.values())  # of several files
-    return [q if ids[q.id] == 1 else replace(q, id=f"{q.source}: {q.id}") for q in first.values()]
+        for q in _load_one(part, held_out):
+            questions.setdefault(q.question, replace(q, source=part))  # one that is asked twice could be in two parts
+    ids = Counter(q.id for q in questions.values())  # of several files
+    return [q if ids[q.id] == 1 else replace(q, id=f"{q.source}: {q.id}") for q in questions.values()]
+
+
+def _load_one(name, held_out):
+    base, _, family = name.partition(":")
+    if base == "facts":
+        every = from_jsonl(FACTS)
+        found = [q for q in every if family in ("", q.family)]
+        if not found:
+            known = sorted({q.family for q in every})
+            near = nearest(family, known) or f"choose from {', '.join(known)}"
+            raise ValueError(f"facts has no family {family!r}; {near}")
+        return found
+    if name in HUB:
+        return from_hub(name, held_out)
+    if Path(name).is_file():
+        return from_jsonl(name)
+    near = [nearest(name, ["facts", *HUB]), nearest_file(name)]
+    if Path(name).suffix:  # a file was meant
+        near.reverse()
+    near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
+    raise ValueError(f"no data set or file called {name!r}; {near}")
 
 
 def split(questions, sizes, seed):
@@ -206,15 +187,6 @@ class Prompt:
     examples: tuple = EXAMPLES
     label: str = LABEL
     ask: str = HOW_SURE
-
-    def zero_shot(self):
-        """The same without examples; in chat form if there is one, because a bare label explains nothing."""
-        return replace(self, examples=(), style="chat" if self.lm.tokenizer.chat_template else self.style)
-
-    def true_or_false(self):
-        """The second turn asks whether the answer is true."""
-        examples = tuple((q, a, str(float(c.rstrip("%")) > 50)) for q, a, c in self.examples)
-        return replace(self, examples=examples, label="True or false:", ask="Is your answer true? Reply True or False.")
 
     def answer(self, question):
         """The first turn: what comes next is the answer. The examples show both turns, so that the second can go on."""

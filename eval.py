@@ -1,6 +1,6 @@
-"""Is a stated confidence right on average (calibration), and does it tell right from wrong (discrimination)?
+"""Metrics of a stated confidence: is it right on average (calibration), does it tell right from wrong (discrimination)?
 
-Every metric is (confidence, correct) -> float, of N answers with confidence c_i in [0, 1] and y_i in {0, 1}:
+Every metric maps (confidence, correct) to a float, for N answers with confidence c_i in [0, 1] and label y_i in {0, 1}:
 
     ECE   = sum_bins |sum_{i in bin} (y_i - c_i)| / N             expected calibration error
     Brier = mean (c_i - y_i)^2
@@ -9,14 +9,13 @@ Every metric is (confidence, correct) -> float, of N answers with confidence c_i
     AURC  = mean over k = 1..N of the error rate among the k most confident answers
     Brier = reliability - resolution + uncertainty                Murphy 1973, up to the spread inside the bins
 
-Stated confidences are round numbers, so ties and bin edges are the rule: each metric says how it treats them.
-A constant confidence equal to the accuracy has ECE 0: never read ECE without AUROC and a base-rate row.
-AUROC within families asks what the confidence knows about a question beyond which family is hard.
+All raise ValueError unless they get N >= 1 confidences in [0, 1], without NaN, and N labels 0 or 1.
+Stated confidences are round numbers, so ties and values on bin edges are common: each metric says how it treats them.
+A constant confidence equal to the accuracy has ECE 0, so always read ECE beside AUROC and a base-rate row.
 
-Everything is computed from counts (R, N), how often each answer occurs in each of R resamples: ones for a
-metric, multinomial for the bootstrap. So there is one implementation, and resamples cost array operations.
-
-Left out: ECE with other norms or debiased, which only make numbers harder to compare.
+Metrics are computed from counts (R, N): how often each answer occurs in each of R resamples. A single metric has R = 1
+and counts of one, the bootstrap has multinomial counts, so both share one implementation.
+Left out: ECE with other norms and debiased ECE, because they make numbers harder to compare.
 """
 
 import numpy as np
@@ -27,140 +26,117 @@ NLL_CLIP = 1e-6  # confidences are clipped to [1e-6, 1 - 1e-6]: a wrong 100% cos
 def ece(confidence, correct, bins=10, scheme="width"):
     """Expected calibration error. (N,), (N,) -> float in [0, 1].
 
-    scheme "width": bins of equal width, [lo, hi), the last one [lo, 1]. So of ten bins 0.3 is in the fourth,
-        as in np.histogram and torchmetrics (which gives an exact 1.0 a bin of its own; Guo et al. write
-        (lo, hi]). An edge is an edge although 3 * 0.1 != 0.3: within 1e-7 it counts as reached.
-    scheme "mass": bins of equal count, in order of confidence. Equal confidences share the bin of their
-        mid-rank; some bins may then be empty.
-    Raises ValueError: see _validate; an unknown scheme; bins other than 1, 2, ...
+    scheme "width": bins of equal width, [lo, hi), the last one [lo, 1]. So 0.3 is in the fourth of ten bins, as in
+        np.histogram and torchmetrics (which puts an exact 1.0 in a bin of its own; Guo et al. use (lo, hi]).
+        A confidence within 1e-7 below an edge counts as on it, because 3 * 0.1 != 0.3 in floating point.
+    scheme "mass": bins of equal count. Equal confidences share the bin of their mid-rank, so some bins may be empty.
+    Raises ValueError also for an unknown scheme, and for bins other than 1, 2, ...
     Source: Naeini et al. 2015; Guo et al., arXiv 1706.04599; equal mass: Nguyen & O'Connor 2015.
     """
-    confidence, correct = _validate(confidence, correct)
-    once = _once(confidence)
+    confidence, correct, once = _validate(confidence, correct)
     return float(_ece(confidence, correct, once, _bin(confidence, once, bins, scheme), bins)[0])
 
 
 def reliability(confidence, correct, bins=10, scheme="width"):
-    """What a reliability diagram shows. (N,), (N,) -> count, mean confidence, accuracy, each (bins,).
-
-    Bins and errors as in ece, which is sum count / N * |accuracy - mean confidence|. Empty bins have count 0,
-    and nan for the means.
-    """
-    confidence, correct = _validate(confidence, correct)
-    index = _bin(confidence, _once(confidence), bins, scheme)[0]  # (N,)
-    count = np.bincount(index, minlength=bins)
+    """The numbers of a reliability diagram. (N,), (N,) -> count, mean confidence, accuracy, each (bins,).
+    Bins as in ece, which equals sum count / N * |accuracy - mean confidence|. Empty bins: count 0, both means nan."""
+    confidence, correct, once = _validate(confidence, correct)
+    index = _bin(confidence, once, bins, scheme)
+    count, stated, right = (_sum_bins(x, index, bins)[0] for x in (once, once * confidence, once * correct))
     with np.errstate(invalid="ignore"):  # 0 / 0 = nan in an empty bin
-        return count, np.bincount(index, confidence, bins) / count, np.bincount(index, correct, bins) / count
+        return count.astype(np.int64), stated / count, right / count
 
 
 def brier(confidence, correct):
-    """Brier score, the mean squared error. (N,), (N,) -> float in [0, 1].
-
-    Raises ValueError: see _validate. Source: Brier 1950.
-    """
-    confidence, correct = _validate(confidence, correct)
-    return float(_brier(confidence, correct).mean())
+    """Brier score, the mean squared error. (N,), (N,) -> float in [0, 1]. Source: Brier 1950."""
+    confidence, correct, _ = _validate(confidence, correct)
+    return float(((confidence - correct) ** 2).mean())
 
 
 def nll(confidence, correct):
     """Negative log-likelihood, or log loss. (N,), (N,) -> float in nats, at most 13.8 because of NLL_CLIP.
-
-    Stated 0% and 100% are clipped alike, so a few wrong ones dominate: read it beside the Brier score.
-    Raises ValueError: see _validate.
-    """
-    confidence, correct = _validate(confidence, correct)
+    A few wrong answers stated at 100%, or right ones at 0%, dominate it: read it beside the Brier score."""
+    confidence, correct, _ = _validate(confidence, correct)
     return float(_nll(confidence, correct).mean())
 
 
 def auroc(confidence, correct):
     """Area under the ROC curve, ties by mid-ranks. (N,), (N,) -> float in [0, 1], nan with one class only.
-
-    Raises ValueError: see _validate. Source: the Mann-Whitney U statistic; Hanley & McNeil 1982.
-    """
-    confidence, correct = _validate(confidence, correct)
-    return float(_auroc(confidence, correct, _once(confidence))[0])
+    Source: the Mann-Whitney U statistic; Hanley & McNeil 1982."""
+    return float(_auroc(*_validate(confidence, correct))[0])
 
 
 def aurc(confidence, correct):
-    """Area under the risk-coverage curve, the mean of its N risks. (N,), (N,) -> float, low is good.
-
-    Ties and errors as in risk_coverage. Source: Geifman & El-Yaniv, arXiv 1705.08500 and 1805.08206.
-    """
+    """Area under the risk-coverage curve, the mean of its N risks. (N,), (N,) -> float, lower is better.
+    Ties as in risk_coverage. Source: Geifman & El-Yaniv, arXiv 1705.08500 and 1805.08206."""
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
 def risk_coverage(confidence, correct):
     """Error rate among the k most confident answers, k = 1..N. (N,), (N,) -> coverage k / N, risk, each (N,).
-
-    Among equal confidences it is the expectation over a random order. Raises ValueError: see _validate.
-    """
-    confidence, correct = _validate(confidence, correct)
-    n = len(confidence)
-    return np.arange(1, n + 1) / n, _risk(confidence, correct, _once(confidence))[0]
+    For equal confidences it is the expectation over a random order."""
+    risk = _risk(*_validate(confidence, correct))[0]
+    return np.arange(1, len(risk) + 1) / len(risk), risk
 
 
 def spearman(a, b):
-    """Rank correlation, ties by mid-ranks. (N,), (N,) -> float in [-1, 1], nan if one of them is constant.
-
-    Source: Spearman 1904; the Pearson correlation of the ranks.
-    """
-    ranks = []
-    for x in (a, b):
-        _, place, count = np.unique(np.asarray(x, dtype=np.float64), return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
-    ranks = [r - r.mean() for r in ranks]
-    norm = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float((ranks[0] * ranks[1]).sum() / norm) if norm > 0 else float("nan")
+    """Rank correlation, ties by mid-ranks. (N,), (N,) -> float in [-1, 1], nan if a or b is constant.
+    Source: Spearman 1904; the Pearson correlation of the ranks."""
+    centred = []
+    for values in (a, b):
+        _, place, count = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+        centred.append(ranks - ranks.mean())
+    x, y = centred
+    with np.errstate(invalid="ignore"):  # 0 / 0 = nan for constant values
+        return float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
 
 
 def metrics(confidence, correct, family=None):
-    """All of them. (N,), (N,), family (N,) of any labels -> dict of name to number.
+    """All metrics. (N,), (N,), family (N,) of any labels -> {name: number}.
 
-    n, accuracy, mean_confidence, distinct (the number of different confidences), ece, ece_mass, brier, nll,
-    auroc, aurc; Murphy's decomposition of the Brier score in ten bins of equal width: reliability, the mean squared
-    gap between confidence and accuracy, low is good; resolution, the variance of the accuracy over the bins, high is
-    good; uncertainty, accuracy (1 - accuracy), which no confidence can change. And with families, else nan:
-    auroc_within: mean of the AUROC inside each family that has both classes; nan if none has.
-    ece_within: mean of the ECE (width) inside each family, weighted by its size.
-    Raises ValueError: see _validate; family of another length.
+    n, accuracy, mean_confidence, distinct (number of different confidences), ece, ece_mass, brier, nll, auroc, aurc.
+    Murphy's decomposition of Brier, in ten bins of equal width: reliability, the mean squared gap between confidence
+    and accuracy, lower is better; resolution, the variance of the accuracy over the bins, higher is better;
+    uncertainty, accuracy (1 - accuracy), which does not depend on the confidence.
+    auroc_within: mean AUROC of the families that have both classes, which measures what the confidence knows beyond
+    which family is hard. ece_within: mean ECE (width) of the families, weighted by size. Both nan without families.
     """
-    confidence, correct = _validate(confidence, correct)
-    values = _metrics(confidence, correct, _families(family, confidence), _once(confidence))
+    confidence, correct, once = _validate(confidence, correct)
+    values = _metrics(confidence, correct, once, _families(family, len(confidence)))
     counts = {"n": len(confidence), "distinct": len(np.unique(confidence))}
     return counts | {name: float(value[0]) for name, value in values.items()}
 
 
 def bootstrap(confidence, correct, family=None, resamples=1000, seed=0, level=0.95):
-    """Percentile intervals over resampled questions. -> {name: (lo, hi)}, no n and no distinct.
+    """Percentile intervals over resampled questions. -> {name: (lo, hi)}, without n and distinct.
 
-    Deterministic in the arguments. Resamples in which a metric is nan are left out of its interval, which is
-    (nan, nan) if it always is. Resampling adds noise, and ECE counts noise as miscalibration: its interval
-    leans upwards, the more the smaller N, and may lie above the estimate.
-    Raises ValueError as metrics does; resamples < 1; level not between 0 and 1. Source: Efron 1979.
+    Resamples where a metric is nan are left out of its interval, which is (nan, nan) if all are. ECE counts the noise
+    of resampling as miscalibration: its interval is biased upwards, most for small N, and may exclude the estimate.
+    Raises ValueError also for resamples < 1, and for a level not between 0 and 1. Source: Efron 1979.
     """
     values = resampled(confidence, correct, family, resamples, seed)
     return {name: interval(v, level) for name, v in values.items()}
 
 
 def resampled(confidence, correct, family=None, resamples=1000, seed=0):
-    """Every metric of each resample. -> {name: (resamples,)}. Equal N and seed: the same questions are drawn, so that
-    differences between methods are paired. Raises ValueError as bootstrap."""
-    confidence, correct = _validate(confidence, correct)
+    """Every metric of each resample. -> {name: (resamples,)}. Equal N and seed draw the same questions, so that
+    differences between methods are paired."""
+    confidence, correct, _ = _validate(confidence, correct)
     if resamples < 1:
         raise ValueError(f"resamples must be >= 1, not {resamples}")
-    family, n = _families(family, confidence), len(confidence)
-    rng, chunks = np.random.default_rng(seed), []
+    n = len(confidence)
+    family, rng, chunks = _families(family, n), np.random.default_rng(seed), []
     rows = max(1, 200_000 // n)  # resamples at a time, to bound the memory
     for start in range(0, resamples, rows):
         drawn = rng.integers(n, size=(min(rows, resamples - start), n))  # (R, N)
-        row = np.arange(len(drawn))[:, None]
-        counts = np.bincount((row * n + drawn).ravel(), minlength=drawn.size).reshape(drawn.shape)
-        chunks.append(_metrics(confidence, correct, family, counts))
+        counts = _sum_bins(np.ones_like(drawn), drawn, n).astype(np.int64)
+        chunks.append(_metrics(confidence, correct, counts, family))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def interval(values, level=0.95):
-    """Percentile interval. (R,) -> (lo, hi), without nan; (nan, nan) if there is nothing else."""
+    """Percentile interval of the values that are not nan. (R,) -> (lo, hi); (nan, nan) if all are nan."""
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     values = values[~np.isnan(values)]
@@ -169,20 +145,18 @@ def interval(values, level=0.95):
 
 
 def with_missing(confidence, correct):
-    """Malformed statements, None, in both ways. (N,), (N,) -> (confidence, correct) dropped, then as worst.
+    """Two ways to handle malformed statements, None. (N,), (N,) -> (confidence, correct) dropped, then as worst.
 
-    Dropped: only the M answers that state a confidence, (M,), (M,); M may be 0, which the metrics refuse.
-    As worst: all N, (N,), (N,); None counts as 1 for a wrong answer and as 0 for a right one.
-    Raises ValueError: see _validate. NaN is no missing statement but an error.
+    Dropped: only the M answers that state a confidence, (M,), (M,). M may be 0, which the metrics refuse.
+    As worst: all N, (N,), (N,); None becomes 1 for a wrong answer and 0 for a right one.
     """
     stated = np.array([c is not None for c in confidence], dtype=bool)
-    filled, correct = _validate([0.0 if c is None else c for c in confidence], correct)
-    worst = np.where(stated, filled, 1 - correct)
-    return (filled[stated], correct[stated]), (worst, correct)
+    filled, correct, _ = _validate([0.0 if c is None else c for c in confidence], correct)
+    return (filled[stated], correct[stated]), (np.where(stated, filled, 1 - correct), correct)
 
 
 def _validate(confidence, correct):
-    """-> float64 (N,), (N,). Raises ValueError unless N >= 1 numbers in [0, 1] and N 0/1 labels."""
+    """-> float64 (N,), (N,), and counts (1, N) of one."""
     c, y = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
     if c.ndim != 1 or c.shape != y.shape:
         raise ValueError(f"confidence and correct must be two lists of one length, not {c.shape}, {y.shape}")
@@ -192,31 +166,22 @@ def _validate(confidence, correct):
         raise ValueError("confidences must be numbers from 0 to 1")
     if not np.isin(y, (0, 1)).all():
         raise ValueError("correct must be 0 or 1")
-    return c, y.astype(np.float64)
+    return c, y.astype(np.float64), np.ones((1, len(c)), dtype=np.int64)
 
 
-def _families(family, confidence):
+def _families(family, n):
     """Labels (N,) -> ints (N,), or None."""
-    if family is None:
-        return None
-    family = np.asarray(family)
-    if family.shape != confidence.shape:
-        raise ValueError(f"family must be {len(confidence)} labels, one for each answer, not {family.shape}")
-    return np.unique(family, return_inverse=True)[1]
+    if family is not None and np.shape(family) != (n,):
+        raise ValueError(f"family must be {n} labels, one for each answer, not {np.shape(family)}")
+    return None if family is None else np.unique(np.asarray(family), return_inverse=True)[1]
 
 
-# From here on the inputs are valid: confidence, correct (N,), counts (R, N); D is the number of different
-# confidences.
-
-
-def _once(confidence):
-    return np.ones((1, len(confidence)), dtype=np.int64)  # (R=1, N)
-
-
-def _metrics(confidence, correct, family, counts):
-    """-> dict of name to (R,)."""
-    n = counts.sum(axis=1)
+def _metrics(confidence, correct, counts, family):
+    """confidence, correct (N,), counts (R, N), family ints (N,) or None, all valid -> {name: (R,)}."""
+    total = counts.sum(axis=1)
     width, mass = (_bin(confidence, counts, 10, scheme) for scheme in ("width", "mass"))
+    n, stated, right = (_sum_bins(counts * x, width, 10) for x in (1, confidence, correct))  # (R, 10) each
+    size, accuracy = np.maximum(n, 1), counts @ correct / total
     auroc_within = ece_within = np.full(len(counts), np.nan)
     if family is not None:
         groups = [family == f for f in range(family.max() + 1)]
@@ -226,22 +191,20 @@ def _metrics(confidence, correct, family, counts):
             auroc_within = np.where(both, inside, 0).sum(axis=0) / both.sum(axis=0)
         ece_within = _ece(confidence, correct, counts, family * 10 + width, len(groups) * 10)
     return {
-        "accuracy": counts @ correct / n,
-        "mean_confidence": counts @ confidence / n,
-        "ece": _ece(confidence, correct, counts, width, 10),
+        "accuracy": accuracy,
+        "mean_confidence": counts @ confidence / total,
+        "ece": np.abs(right - stated).sum(axis=1) / total,
         "ece_mass": _ece(confidence, correct, counts, mass, 10),
-        "brier": counts @ _brier(confidence, correct) / n,
-        "nll": counts @ _nll(confidence, correct) / n,
+        "brier": counts @ (confidence - correct) ** 2 / total,
+        "nll": counts @ _nll(confidence, correct) / total,
         "auroc": _auroc(confidence, correct, counts),
         "auroc_within": auroc_within,
         "ece_within": ece_within,
         "aurc": _risk(confidence, correct, counts).mean(axis=1),
-        **_murphy(confidence, correct, counts, width, 10),
+        "reliability": (n * ((stated - right) / size) ** 2).sum(axis=1) / total,
+        "resolution": (n * (right / size - accuracy[:, None]) ** 2).sum(axis=1) / total,
+        "uncertainty": accuracy * (1 - accuracy),
     }
-
-
-def _brier(confidence, correct):
-    return (confidence - correct) ** 2  # (N,)
 
 
 def _nll(confidence, correct):
@@ -251,24 +214,7 @@ def _nll(confidence, correct):
 
 def _ece(confidence, correct, counts, index, bins):
     """index (R, N): the bin of each answer, below bins. -> (R,)."""
-    cell = np.arange(len(counts))[:, None] * bins + index  # (R, N), one number for each resample and bin
-    gap = np.bincount(cell.ravel(), (counts * (correct - confidence)).ravel(), len(counts) * bins)
-    return np.abs(gap.reshape(-1, bins)).sum(axis=1) / counts.sum(axis=1)
-
-
-def _murphy(confidence, correct, counts, index, bins):
-    """The terms of Murphy's decomposition. -> dict of name to (R,)."""
-    cell = (np.arange(len(counts))[:, None] * bins + index).ravel()  # (R N,)
-    n, stated, right = (
-        np.bincount(cell, (counts * x).ravel(), len(counts) * bins).reshape(-1, bins) for x in (1, confidence, correct)
-    )  # (R, bins) each
-    size, total = np.maximum(n, 1), n.sum(axis=1)
-    accuracy = right.sum(axis=1) / total
-    return {
-        "reliability": (n * ((stated - right) / size) ** 2).sum(axis=1) / total,
-        "resolution": (n * (right / size - accuracy[:, None]) ** 2).sum(axis=1) / total,
-        "uncertainty": accuracy * (1 - accuracy),
-    }
+    return np.abs(_sum_bins(counts * (correct - confidence), index, bins)).sum(axis=1) / counts.sum(axis=1)
 
 
 def _bin(confidence, counts, bins, scheme):
@@ -287,18 +233,22 @@ def _bin(confidence, counts, bins, scheme):
     raise ValueError(f"unknown scheme {scheme!r}: choose width or mass")
 
 
+def _sum_bins(values, index, bins):
+    """Sum values (R, N) over the answers of each bin, index (R, N). -> (R, bins)."""
+    cell = np.arange(len(values))[:, None] * bins + index  # (R, N), one number for each resample and bin
+    return np.bincount(cell.ravel(), values.ravel(), len(values) * bins).reshape(-1, bins)
+
+
 def _by_value(confidence, *weights):
-    """Sum weights (R, N) over equal confidences. -> each answer's place among them (N,), sums (R, D)."""
-    order = np.argsort(confidence, kind="stable")
-    _, start = np.unique(confidence[order], return_index=True)
-    value = np.unique(confidence, return_inverse=True)[1]
-    return value, *(np.add.reduceat(w[:, order], start, axis=1) for w in weights)
+    """Sum weights (R, N) over equal confidences. -> each answer's place among the D distinct ones (N,), sums (R, D)."""
+    distinct, value = np.unique(confidence, return_inverse=True)
+    return value, *(_sum_bins(w, value, len(distinct)).astype(np.int64) for w in weights)
 
 
 def _auroc(confidence, correct, counts):
     """-> (R,)."""
     _, right, wrong = _by_value(confidence, counts * correct, counts * (1 - correct))  # (R, D)
-    below = np.cumsum(wrong, axis=1) - wrong / 2  # wrong answers of less confidence, equal ones as halves
+    below = np.cumsum(wrong, axis=1) - wrong / 2  # wrong answers of lower confidence, plus half of the equal ones
     with np.errstate(invalid="ignore"):  # 0 / 0 = nan with one class
         return (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
 

@@ -1,42 +1,51 @@
-"""The language model: load it, sample from it, score what it said, embed sentences.
+"""The language model: load it, read prompts, sample from it, score what it said, embed sentences.
 
-Sampling and scoring compute each token once (prefix.py): what prompts or completions begin with alike is shared.
+    read                  prompts -> their KV cache; what all of them begin with is read once
+    sample                the cache expanded to the completions, a token of each at a time; finished rows leave
+    completion_logprobs   the same cache, all tokens of a completion at once, with gradients
 
-Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that
-its samples do not come from softmax(logits / temperature).
+This is the plain engine. Rows are padded on the left, so that a 2-D mask and positions are all that a model has to
+know: relative positions, sliding windows and ALiBi come out right. infra/sharing.py has the last two functions again,
+several times faster for short completions; `LM.engine` chooses.
+
+Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that its
+samples do not come from softmax(logits / temperature).
+
+From infra: models.find and models.refused (one sentence for what cannot be loaded), text.Text (encoding).
 """
 
 import functools
 import hashlib
-import re
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import inspect
+import sys
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
-from cost import Size, Work
+from infra.cache import fork, keep
+from infra.models import find, refused
+from infra.text import Text
 from lora import adapter
-from prefix import LOGITS, Read, check_context, chunks, feed, tree_of
-from settings import nearest_file
 
 logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
-BREAK = "\ue000"  # of private use; what stands on its two sides is encoded apart
+LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
+CACHED = 2**16  # tokens in the caches of the rows that are sampled at once
+SHORT = 16  # tokens; longer completions have little in common
 
 
 @dataclass(frozen=True, eq=False)
-class LM:
+class LM(Text):
     """A frozen causal language model (or a sentence encoder) and its tokenizer."""
 
     model: nn.Module
     tokenizer: object
     name: str
-    work: Work = field(default_factory=Work)  # counts what it costs
+    sharing: object = None  # the module infra.sharing, where it may be used
+    longest_shared: int = SHORT  # tokens
 
     @property
     def device(self):
@@ -44,92 +53,112 @@ class LM:
 
     @property
     def chunk(self):
-        """Tokens scored at once."""
-        return LOGITS // self.model.config.get_text_config().vocab_size
+        """Tokens whose logits are held at once."""
+        return max(1, LOGITS // self.model.config.get_text_config().vocab_size)
 
-    def encode(self, text, special=False):
-        first, *rest = text.split(BREAK)
-        ids = self.tokenizer(first, add_special_tokens=special).input_ids
-        return ids + [i for part in rest for i in self.proceed(part)]
-
-    def plain(self, text):
-        """A text that `encode` takes for ordinary characters, also where it spells a special token, as "</s>" does."""
-        text = text.replace(BREAK, "")
-        return self._special.sub(lambda match: match[0] + BREAK, text) if self._special else text
+    def engine(self, tokens):
+        """The module that samples and scores completions of at most so many tokens: this one, or infra.sharing."""
+        return self.sharing if self.sharing and tokens <= self.longest_shared else sys.modules[__name__]
 
     @functools.cached_property
-    def _special(self):
-        """Finds the first character of each name of a token that is no part of the language."""
-        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
-        names = [re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in names if len(name) > 1 and name.strip()]
-        return re.compile("|".join(names)) if names else None
+    def _parameters(self):
+        return inspect.signature(self.model.forward).parameters
 
-    def proceed(self, text):
-        """The tokens of a text that goes on after another one. Some tokenizers put a blank before what comes first."""
-        before = "." if text[:1].isspace() else "\n"  # what no tokenizer takes for a part of the same word
-        first, both = self.encode(before), self.encode(before + text)
-        return both[len(first) :] if both[: len(first)] == first else self.encode(text)
+    def forward(self, ids, mask, cache, keep=0):
+        """Feed each row T more tokens; its cache grows by them. ids (R, T) -> logits (R, T, V), or of the last `keep`.
 
-    def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def find(name_or_path):
-    """Raises ValueError, in one sentence, unless there is a model of this name; loads no weights."""
-    path = Path(name_or_path)
-    # a name beside existing files is meant as a path, and the hub need not be asked
-    local = path.is_absolute() or path.is_file() or path.parent != Path() and path.parent.is_dir()
-    why = ""
-    try:
-        if path.is_dir() or not local:
-            AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-            return
-    except (OSError, ValueError, KeyError) as error:
-        why = " (" + str(error).strip().split("\n")[0] + ")"
-    near = nearest_file(path)
-    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach{why}"
-                     + (f"; {near}" if near else ""))  # fmt: skip
+        mask: 1 on real tokens and 0 on padding, in the cache and in ids, (R, C + T).
+        """
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        optional = {"position_ids": positions, "logits_to_keep": keep}  # ALiBi has no positions
+        optional = {name: value for name, value in optional.items() if name in self._parameters}
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **optional)
+        return out.logits[:, -keep:]
 
 
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
     """A hub id or a folder -> LM in evaluation mode with frozen weights. Raises ValueError if there is none.
 
-    Weights come from safetensors files alone, and no code from the folder is run.
-
-    Evaluation mode switches dropout off for good: GPT-2's default of 0.1 would make the ratio of new to old
-    probabilities random.
+    Weights come from safetensors files alone, and no code from the folder is run. Evaluation mode switches dropout off
+    for good: GPT-2's default of 0.1 would make the ratio of new to old probabilities random.
     """
     find(name_or_path)
-    try:
+    with refused(f"{name_or_path} has no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (ValueError, ImportError, KeyError) as error:  # a file that is damaged, a package that is missing
-        raise ValueError(f"{name_or_path} has no readable tokenizer: {str(error).splitlines()[0][:200]}") from None
     if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
         raise ValueError(f"{name_or_path} has no tokenizer")
-    try:
+    with refused(name_or_path):
         model, found = auto_class.from_pretrained(
             name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    # an encoder-decoder, say, a file that is cut short, weights of another shape
-    except (ValueError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{name_or_path}: {str(error).splitlines()[0][:200]}") from None
     missing = [name for name in sorted(found["missing_keys"]) if "pooler" not in name]  # which nothing here uses
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} of its weights, as {missing[0]}")
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 
-def save(model, tokenizer, folder, card=""):
-    """Write an ordinary Hugging Face folder, with a model card if there is one; whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    except Exception as error:  # libraries that raise no OSError where a disk is full
-        raise OSError(f"{temporary}: {error}") from None
-    if card:
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    temporary.rename(folder)
+# ---- read prompts -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Q prompts that the model has read. Row q of the cache ends with prompt q; what is before it is padding."""
+
+    prompts: list  # Q lists of token ids
+    cache: DynamicCache  # keys and values of each layer, (Q, heads, C, d)
+    last: torch.Tensor | None = None  # logits of each prompt's next token, (Q, V)
+
+    def some(self, rows, room=0):
+        """Some of the prompts, any number of times each, with room for so many more tokens. -> Read"""
+        at = torch.tensor(rows, device=self.last.device)
+        return Read([self.prompts[q] for q in rows], fork(self.cache, at, room=room), self.last[at])
+
+    def mask(self, more=0):
+        """1 on real tokens, the `more` new ones included. -> (Q, C + more)"""
+        return real(self.prompts, self.cache.get_seq_length(), more, self.last.device)
+
+
+def real(prompts, columns, more, device):
+    """The mask of prompts that end at column `columns`, and of `more` real tokens after them. -> (R, columns + more)"""
+    padding = torch.tensor([[columns - len(p)] for p in prompts], device=device)
+    return (torch.arange(columns + more, device=device) >= padding).long()
+
+
+def check_context(lm, prompts, more=0):
+    """Raises ValueError where a prompt and `more` tokens exceed the model's context."""
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if context and longest + more > context:
+        raise ValueError(f"a prompt of {longest} tokens and {more} new ones exceed the model's context of {context}")
+
+
+def read(lm, prompts):
+    """Q lists of token ids -> Read; what all of them begin with is read once. Gradients flow where they are on."""
+    limit = min(map(len, prompts)) - 1  # each prompt keeps a token of its own
+    shared = next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
+    stem = Read([[]], DynamicCache())
+    if shared:
+        stem = read_on(lm, stem, [0], [prompts[0][:shared]])
+    return read_on(lm, stem, [0] * len(prompts), prompts)
+
+
+def read_on(lm, before, rows, prompts):
+    """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read. -> Read
+
+    Every row is fed T tokens, as many as the longest has new. A row with fewer has the end of its cache cut off, the
+    rest moved to the right, and reads that end again: so there is no padding between its tokens.
+    """
+    check_context(lm, prompts)
+    new = [len(p) - len(before.prompts[r]) for p, r in zip(prompts, rows, strict=True)]
+    columns, width = before.cache.get_seq_length(), max(new)
+    cut = torch.tensor([width - n for n in new], device=lm.device)
+    cache = fork(before.cache, torch.tensor(rows, device=lm.device), cut)
+    ids = torch.tensor([[0] * (width - len(p)) + p[-width:] for p in prompts], device=lm.device)  # (R, T)
+    mask = real(prompts, columns + width, 0, lm.device)
+    return Read(prompts, cache, lm.forward(ids, mask, cache, keep=1)[:, 0])
+
+
+# ---- sample and score -------------------------------------------------------------------------------------------
 
 
 def seed_of(*parts):
@@ -145,167 +174,99 @@ def stop_ids(lm, characters="\n"):
         ids = getattr(config, "eos_token_id", None)
         eos |= set(ids) if isinstance(ids, list | tuple) else {ids}
     texts = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
-    return frozenset(i for i in eos if isinstance(i, int)) | {
-        i for i, text in enumerate(texts) if any(c in text for c in characters)
-    }
+    found = {i for i, text in enumerate(texts) if any(c in text for c in characters)}
+    return frozenset(found | {i for i in eos if isinstance(i, int)})
 
 
-def _pick(logits, temperature, uniform):
-    """Inverse-CDF sampling, (R, S, V), (n,), (R, n) -> (R, S, n): a token of each completion from each distribution.
+def uniform(seeds, n, tokens, device):
+    """The random numbers that decide n completions of each prompt, whatever else is in a batch. -> (Q, n, T) float64"""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(n, tokens, dtype=torch.float64, generator=g) for g in generators]).to(device)
 
-    One uniform number decides a token, whatever else is in the batch. Temperature 0 is greedy.
-    """
-    uniform = uniform[:, None].expand(-1, logits.shape[1], -1)  # (R, S, n)
-    token = logits.argmax(-1, keepdim=True).expand_as(uniform)
-    some = max(1, LOGITS // logits[0].numel())  # rows at a time
-    for t in temperature.unique().tolist():
-        if t > 0:
-            drawn = []
-            for part, u in zip(logits.split(some), uniform.split(some), strict=True):
-                cdf = torch.softmax(part.float() / t, dim=-1).double().cumsum(-1)
-                drawn.append(torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max(logits.shape[-1] - 1))
-            token = torch.where(temperature == t, torch.cat(drawn), token)
-    return token
+
+def pick(logits, temperature, number):
+    """Tokens of softmax(logits / temperature) by inverse CDF, greedy at 0. (..., V), float, (..., n) -> (..., n)"""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True).expand_as(number)
+    cdf = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
+    return torch.searchsorted(cdf, number * cdf[..., -1:], right=True).clamp_max(logits.shape[-1] - 1)
 
 
 @torch.no_grad()
-def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, heads=None, logprobs=False):
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=False):
     """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
 
-    prompts: Q lists of token ids, or a prefix.Read of them; temperatures: one per completion, 0 is greedy; stop: set of
-    token ids; seeds: one per prompt; heads: what each completion is to begin with, Q lists of lists of token ids.
-    Returns Q lists of lists of token ids, without the heads; a stop token, where one was sampled, is the last. With
-    logprobs also log softmax(logits) of each completion, at temperature 1 whatever it was sampled at: Q lists of lists
-    of floats, in nats. A completion depends on its own seed alone, not on its batch. Raises ValueError beyond the
-    model's context.
+    prompts: Q lists of token ids, or a Read of them; temperatures: one per completion, 0 is greedy; stop: set of token
+    ids; seeds: one per prompt. Returns Q lists of lists of token ids; a stop token, where one was sampled, is the last.
+    With logprobs also the log-probability of each completion at temperature 1, Q lists of floats, in nats. A completion
+    depends on its own seed alone, not on its batch. Raises ValueError beyond the model's context.
     """
-    n, device = len(temperatures), lm.device
-    read, prompts = (prompts, prompts.prompts) if isinstance(prompts, Read) else (None, prompts)
-    heads = heads or [[[]] * n for _ in prompts]
-    check_context(lm, [p + max(row, key=len) for p, row in zip(prompts, heads, strict=True)], max_new_tokens)
-    uniform = torch.stack([
-        torch.rand(n, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]).to(device)  # (Q, n, T)  # fmt: skip
-    temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
-    rows = (read or Read(lm, prompts)).rows(range(len(prompts)), n)
-    out, logp = [[list(head) for head in row] for row in heads], [[0.0] * n for _ in prompts]
-    # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
-    left, groups, logits = list(range(len(prompts))), [[list(range(n))] for _ in prompts], rows.last  # (R, S, V)
-    if any(any(row) for row in heads):
-        logits, groups = _after_heads(rows, prompts, heads)
-    for step in range(max_new_tokens):
-        drawn = _pick(logits, temperature, uniform[left, :, step])  # (R, S, n)
-        chosen = torch.zeros_like(drawn, dtype=torch.float32)
-        if logprobs:
-            chosen = logits.gather(-1, drawn).float() - logits.float().logsumexp(-1, keepdim=True)
-        trees = []
-        for q, row, tokens, terms in zip(left, groups, drawn.tolist(), chosen.tolist(), strict=True):
-            tree, padding = {}, len(tokens) - len(row)  # the padding is in front
-            for group, token, term in zip(row, tokens[padding:], terms[padding:], strict=True):
-                for c in group:
-                    out[q][c].append(token[c])
-                    logp[q][c] += term[c]
-                    if token[c] not in stop:
-                        tree.setdefault(tuple(out[q][c]), []).append(c)
-            trees.append(tree)
-        going = [r for r, tree in enumerate(trees) if tree]
-        if not going or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(left):
-            rows.select(going)
-            left, trees = [left[r] for r in going], [trees[r] for r in going]
-        groups = [list(tree.values()) for tree in trees]
-        logits = feed(rows, [prompts[q] for q in left], trees)
-    new = [[x[len(h) :] for x, h in zip(*pair, strict=True)] for pair in zip(out, heads, strict=True)]
-    return (new, logp) if logprobs else new
+    before = prompts if isinstance(prompts, Read) else read(lm, prompts)
+    check_context(lm, before.prompts, max_new_tokens)
+    size, n = len(before.prompts), len(temperatures)
+    numbers = uniform(seeds, n, max_new_tokens, lm.device).flatten(0, 1)  # (Q n, T)
+    temperature = torch.tensor(temperatures, device=lm.device).repeat(size)  # (Q n)
+    out, logp = [[] for _ in range(size * n)], torch.zeros(size * n, device=lm.device)
+    at_once = max(1, min(lm.chunk, CACHED // (before.cache.get_seq_length() + max_new_tokens)))
+    for start in range(0, size * n, at_once):
+        rows = torch.arange(start, min(start + at_once, size * n), device=lm.device)  # completions still going, (R,)
+        batch = before.some((rows // n).tolist(), room=max_new_tokens)
+        logits, cache, mask = batch.last, batch.cache, batch.mask()  # (R, V)
+        for step in range(max_new_tokens):
+            token = torch.empty_like(rows)
+            for t in set(temperatures):
+                same = temperature[rows] == t
+                token[same] = pick(logits[same], t, numbers[rows[same], step, None])[:, 0]
+            if logprobs:
+                logp[rows] += logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+            for row, chosen in zip(rows.tolist(), token.tolist(), strict=True):
+                out[row].append(chosen)
+            going = [i for i, x in enumerate(token.tolist()) if x not in stop]
+            if not going or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(rows):
+                order = torch.tensor(keep(cache, going), device=lm.device)
+                rows, token, mask = rows[order], token[order], mask[order]
+            mask = F.pad(mask, (0, 1), value=1)
+            logits = lm.forward(token[:, None], mask, cache)[:, 0]
+    out = [out[q * n : q * n + n] for q in range(size)]
+    return (out, logp.view(size, n).tolist()) if logprobs else out
 
 
-def _after_heads(rows, prompts, heads):
-    """Feed what the completions begin with. -> logits (R, S, V) after each different head, and whose head it is"""
-    groups, trees = [], []
-    for row in heads:
-        group = {}
-        for c, head in enumerate(row):
-            group.setdefault(tuple(head), []).append(c)
-        tree = tree_of(row)
-        groups.append(group)
-        trees.append({x: tree[x] for x in [x for x in tree if x not in group] + [x for x in group if x]})
-    width = max(map(len, groups))
-    packed = torch.cat([rows.last, feed(rows, prompts, trees, keep=width)], dim=1)
-    columns = []
-    for group in groups:
-        ends = [x for x in group if x]
-        place = {x: packed.shape[1] - len(ends) + i for i, x in enumerate(ends)}
-        columns.append([0] * (width - len(group)) + [place.get(x, 0) for x in group])  # 0: after the empty head
-    column = torch.tensor(columns, device=packed.device)  # (R, S)
-    logits = packed.gather(1, column[:, :, None].expand(-1, -1, packed.shape[2]))
-    return logits, [list(group.values()) for group in groups]
+def completion_logprobs(lm, prompts, completions, temperature=1.0):
+    """log π(token | prompt, earlier tokens) of every token of the completions, at the temperature of sampling.
 
-
-def completion_logprobs(lm, prompts, completions, temperature=1.0, recompute=False, given=0):
-    """log π(token | prompt, earlier tokens) of every completion token, at the temperature it was sampled with.
-
-    prompts: Q lists of token ids, or a prefix.Read of them; completions: Q lists of lists of token ids. Returns logp
-    (B, T) and mask (B, T), where B counts all completions in order and the mask is 1 on real tokens (it comes from
-    lengths, not from token values, because the padding token may be eos). Gradients flow through what is shared: the
-    beginning of all prompts, each prompt, and the beginnings that completions of a group have in common, each computed
-    once. Nothing flows through a frozen prompt, and the first token after it is the base model's alone.
-    recompute: keep no activations and compute each chunk again in the backward pass (gradient checkpointing).
-    given: so many first tokens of each completion were nobody's choice; they get no log-probability and no mask.
+    prompts: Q lists of token ids, or a Read of them; completions: Q lists of lists of token ids. Returns logp and mask,
+    (B, T), where B counts all completions in order and the mask is 1 on real tokens (it comes from lengths, not
+    from token values, because the padding token may be eos). Gradients flow into the Read too, where it has any.
     """
-    distinct = [list(dict.fromkeys(map(tuple, group))) for group in completions]  # equal ones are scored once
-    # the last token of a completion predicts nothing that we need; what predicts something comes last in the tree
-    trees = []
-    for group in distinct:
-        tree = tree_of([x[:-1] for x in group])
-        trees.append({x: tree[x] for x in sorted(tree, key=lambda x: len(x) >= given)})
-    length = max(len(x) for group in completions for x in group)
-    read = prompts if isinstance(prompts, Read) else Read(lm, prompts)
-    prompts = read.prompts
-
-    def score(chunk):
-        """logp of the different completions of some of the prompts, (D, T)."""
-        rows = read.rows(chunk, max(len(distinct[q]) for q in chunk))
-        logits, grown = [], [trees[q] for q in chunk]
-        if not given or not any(grown):
-            logits.append(rows.last)  # (R, 1, V) predicts every first token
-        if any(grown):
-            keep = max(sum(len(x) >= given for x in tree) for tree in grown)
-            logits.append(feed(rows, [prompts[q] for q in chunk], grown, max(keep, 1)))
-        logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]  # (R, W, V)
+    before = prompts if isinstance(prompts, Read) else read(lm, prompts)
+    every = [(q, tuple(x)) for q, group in enumerate(completions) for x in group]
+    distinct, length = list(dict.fromkeys(every)), max(len(x) for _, x in every)  # equal ones are scored once
+    check_context(lm, before.prompts, length)
+    scored, at_once = [], max(1, lm.chunk // length)
+    for start in range(0, len(distinct), at_once):
+        rows = distinct[start : start + at_once]
+        ids = torch.tensor([x + (0,) * (length - len(x)) for _, x in rows], device=lm.device)  # (R, T)
+        batch = before.some([q for q, _ in rows])
+        logits = batch.last[:, None]  # of the first token
+        if length > 1:
+            later = lm.forward(ids[:, :-1], batch.mask(length - 1), batch.cache)
+            logits = torch.cat([logits, later], dim=1)  # (R, T, V)
         logp = (logits if temperature == 1 else logits.float() / temperature).log_softmax(-1, dtype=torch.float32)
-        places = []  # row, column and token of each log-probability; the mask hides those of no use
-        for r, (q, tree) in enumerate(zip(chunk, grown, strict=True)):
-            column = {x: max(logp.shape[1] - len(tree) + i, 0) for i, x in enumerate(tree)}
-            for x in distinct[q]:
-                at = [(r, column.get(x[:i], 0), token) for i, token in enumerate(x)]
-                places.append(at + [(r, 0, 0)] * (length - len(x)))
-        row, column, token = torch.tensor(places, device=lm.device).unbind(-1)  # (D, T) each
-        return logp[row, column, token]
-
-    scored, row, at = [], 0, {}
-    sizes = [len(tree) + (0 if read.frozen else len(p) - read.shared) for p, tree in zip(prompts, trees, strict=True)]
-    for chunk in chunks(sizes, lm.chunk):
-        scored.append(checkpoint(score, chunk, use_reentrant=False) if recompute else score(chunk))
-        for q in chunk:
-            at[q] = {x: row + i for i, x in enumerate(distinct[q])}
-            row += len(distinct[q])
-    logp = torch.cat(scored)[[at[q][tuple(x)] for q, group in enumerate(completions) for x in group]]  # (B, T)
-    lengths = torch.tensor([len(x) for group in completions for x in group], device=lm.device)
-    token = torch.arange(length, device=lm.device)
-    mask = ((token >= given) & (token < lengths[:, None])).long()  # (B, T)
-    return logp * mask, mask
+        scored.append(logp.gather(2, ids[:, :, None])[..., 0])
+    place = {x: i for i, x in enumerate(distinct)}
+    lengths = torch.tensor([[len(x)] for _, x in every], device=lm.device)
+    mask = (torch.arange(length, device=lm.device) < lengths).long()
+    return torch.cat(scored)[[place[x] for x in every]] * mask, mask
 
 
 # ---- sentence embeddings ----------------------------------------------------------------------------------------
 
 
 def load_embedder(name_or_path, lm):
-    """A sentence encoder by hub id or folder; "self" is the language model itself. Its work counts as the model's."""
-    if name_or_path == "self":
-        return lm
-    return replace(load(name_or_path, lm.device, auto_class=AutoModel), work=lm.work)
+    """A sentence encoder by hub id or folder; "self" is the language model itself."""
+    return lm if name_or_path == "self" else load(name_or_path, lm.device, auto_class=AutoModel)
 
 
 @torch.no_grad()
@@ -313,20 +274,17 @@ def embed(embedder, texts, batch_size=256):
     """Sentences -> (N, d) float32 numpy array of unit length: the mean of the last hidden states over the tokens."""
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
-    causal = embedder.model.get_output_embeddings() is not None
-    blank = " " if causal else ""
+    # a language model knows words by the blank before them
+    blank = " " if embedder.model.get_output_embeddings() is not None else ""
     found = {}
     for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]
-        # a language model knows words by the blank before them; an empty text may have no token at all
-        ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]
+        ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]  # an empty text may have no token
         width = max(map(len, ids))
         mask = torch.tensor([[1] * len(x) + [0] * (width - len(x)) for x in ids], device=device)
         padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)
         with adapter(embedder, False):
             hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
-            pairs = sum(len(x) * (len(x) + 1) // 2 if causal else len(x) ** 2 for x in ids)
-            embedder.work.forward(Size.of(embedder.model), sum(map(len, ids)), pairs)
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         found.update(zip(batch, F.normalize(mean, dim=-1).cpu(), strict=True))
     return torch.stack([found[text] for text in texts]).numpy()

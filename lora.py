@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from run import write_whole
+from infra.files import write_whole
 
 
 class LoRA(nn.Module):

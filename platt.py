@@ -34,14 +34,11 @@ class Platt:
         of F of them where each answer has F scores.
     b: log-odds at score 0.
     warnings: what was odd about the data, one sentence each; empty when all is well.
-    fingerprint: what the scores depend on (n, temperature, embedder, kernel, gamma, prompt, model, ...), as
-        values that JSON can hold, or None.
     """
 
     a: float | tuple[float, ...]
     b: float
     warnings: tuple[str, ...] = ()
-    fingerprint: dict | None = None
 
     def predict(self, scores):
         """P(correct). (...) -> (...) float64; F scores each: (..., F) -> (...).
@@ -57,24 +54,9 @@ class Platt:
     def formula(self):
         """The fit in words: of the entropy, or of the entropy and the answer's similarity to the samples."""
         a = self.a if isinstance(self.a, tuple) else (self.a,)
-        terms = [f"{slope:.3f} · {name}" for slope, name in zip(a, ("entropy", "similarity")[: len(a)], strict=True)]
+        names = ("entropy", "similarity") if len(a) < 3 else [f"score {i + 1}" for i in range(len(a))]
+        terms = [f"{slope:.3f} · {name}" for slope, name in zip(a, names, strict=False)]
         return f"σ({' + '.join(terms)} + {self.b:.3f})"
-
-    def check(self, fingerprint):
-        """Raises ValueError, naming the fields that differ, unless the scores were made as those of the fit.
-
-        An entropy depends on how it was made, so a calibrator is only valid for scores made the same way.
-        """
-        if self.fingerprint is None:
-            raise ValueError("this calibrator has no fingerprint, so it cannot be checked against the scores")
-        mine, yours = self.fingerprint, fingerprint
-        differ = [
-            f"{key} ({mine.get(key, 'absent')!r} at the fit, {yours.get(key, 'absent')!r} now)"
-            for key in sorted(mine.keys() | yours.keys())
-            if key not in mine or key not in yours or mine[key] != yours[key]
-        ]
-        if differ:
-            raise ValueError(f"the calibrator was fitted on other scores; these differ: {', '.join(differ)}")
 
     def to_json(self):
         """-> str; floats survive to the last bit."""
@@ -87,7 +69,7 @@ class Platt:
         return cls(**{**fields, "a": a, "warnings": tuple(fields["warnings"])})
 
 
-def fit(scores, labels, smooth=True, fingerprint=None):
+def fit(scores, labels, smooth=True):
     """Fit p = sigma(a * score + b) by maximum likelihood. (N,), (N,) -> Platt. F scores each: (N, F), (N,) -> Platt.
 
     labels: 1 or True for a correct answer, 0 or False for a wrong one.
@@ -124,7 +106,7 @@ def fit(scores, labels, smooth=True, fingerprint=None):
         warnings.append("a threshold on the score separates the labels: only smoothing bounds the slope")
     a = np.zeros(len(s))
     if one_class or not varies.any():
-        return Platt(_slopes(a, several), _log_odds(t.mean()), tuple(warnings), fingerprint)
+        return Platt(_slopes(a, several), _log_odds(t.mean()), tuple(warnings))
 
     middle, spread = middle[varies, None], spread[varies, None]
     *slopes, b = _newton((s[varies] - middle) / spread, t)  # scores on [-1, 1], whatever their unit
@@ -138,7 +120,7 @@ def fit(scores, labels, smooth=True, fingerprint=None):
             f"positive slope ({a[0]:.3g}): a higher score goes with more correct answers, "
             "the wrong sign for an uncertainty"
         )
-    return Platt(_slopes(a, several), float(b), tuple(warnings), fingerprint)
+    return Platt(_slopes(a, several), float(b), tuple(warnings))
 
 
 def _slopes(a, several):

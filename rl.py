@@ -1,41 +1,51 @@
 """Stage 3: reinforcement learning that aligns the confidence a model *states* with a calibrated target.
 
-    r_i  = 1 - max(tolerance, |c_i - p|)                       reward of one rollout (rewards.py has others)
-    A_i  = r_i - mean of the other rewards of its group        advantage ("loo": leave-one-out baseline, RLOO)
-    ratio_t = exp(logp_t - old_logp_t)
-    L    = -1/M sum_i sum_t min(ratio_t A_i, clip(ratio_t, 1 - eps, 1 + eps) A_i)       PPO's clipped objective
+    r_i = 1 - max(tolerance, |c_i - p|)                        reward of one rollout
+    A_i = r_i - mean of the other rewards of its group         advantage ("loo": leave-one-out baseline, RLOO)
+    L   = -1/M sum_i sum_t min(ratio A_i, clip(ratio, 1 - eps, 1 + eps) A_i)      PPO's clipped objective
+    ratio = π(token) / π_old(token)
 
-c_i is the stated confidence of rollout i, p the target of its question, and M a constant (the number of rollouts of a
-step), so that splitting a step into micro-batches changes nothing. With one update per rollout the ratio is 1 and L
-has the gradient of REINFORCE; "zscore" advantages make it GRPO as published.
+c_i is the stated confidence of rollout i, p the target of its question, and M the number of rollouts of a step, so that
+cutting a step into micro-batches changes nothing. There is one update per batch of rollouts: the ratio is 1 in value,
+and L has the gradient of REINFORCE.
 
-Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; GRPO, arXiv 2402.03300; RLOO, arXiv 2402.14740. "zscore" is
-not the default: it was measured to make models overconfident (arXiv 2508.11800).
+GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation, averages over the tokens
+of each rollout, and adds a k3 estimate of the divergence; here the advantage has the scale of the reward, tokens are
+summed, and the divergence is k2, whose gradient is the right one. "zscore" is its advantage alone.
 
+Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
 Left out: a value network (the group is the baseline) and a reward on the answer: the answer is frozen text.
+
+From infra: parallel (a process's share of the questions, sums over processes); loop (resuming, micro-batches, the log).
 """
 
-import time
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch.utils.checkpoint import checkpoint
 
-import parallel
-import statements
-from amp import Optimizer
-from lm import completion_logprobs, seed_of
+from data import LABEL, parse_confidence
+from infra import parallel
+from infra.loop import Loop, measures, micro_batches
+from lm import CACHED, Read, read, read_on, seed_of, stop_ids
 from lora import adapter
-from prefix import chunks, tree_of
-from rewards import calibration_reward  # noqa: F401, part of what this module offers
-from run import first, write_whole
 
-KINDS = ("loo", "center", "zscore")
-PATIENCE = 5  # steps in a row without a finite gradient
+NUMBER_TOKENS = 6  # the longest statement
+
+# ---- reward, advantage, loss ------------------------------------------------------------------------------------
 
 
-# ---- advantage, loss --------------------------------------------------------------------------------------------
+def calibration_reward(confidence, target, tolerance=0.05):
+    """1 - max(tolerance, |c - p|), the paper's reward; None, no parseable number, earns 0.
+
+    confidence: in [0, 1] or None; target: the calibrated probability in [0, 1]. Inside the tolerance all is equally
+    good. Raises ValueError for numbers outside [0, 1].
+    """
+    if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
+        raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
+    return 0.0 if confidence is None else 1.0 - max(tolerance, abs(confidence - target))
 
 
 def group_advantages(rewards, kind="loo"):
@@ -45,20 +55,20 @@ def group_advantages(rewards, kind="loo"):
     A group whose rewards are all equal gets exactly 0. Raises ValueError for an unknown kind, a shape other than
     (Q, G), and rewards that are not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of advantage {kind!r}: choose one of {', '.join(KINDS)}")
     r = np.asarray(rewards, dtype=np.float64)
     if r.ndim != 2 or 0 in r.shape or not np.isfinite(r).all():
         raise ValueError("rewards must be finite, of shape (Q, G)")
     centered = r - r.mean(axis=1, keepdims=True)
-    if kind == "loo":
-        # r_i - (sum - r_i) / (G - 1) = (r_i - mean) G / (G - 1)
-        centered = centered * r.shape[1] / max(r.shape[1] - 1, 1)
-    if kind == "zscore":
-        centered = centered / (r.std(axis=1, keepdims=True) + 1e-6)
+    if kind == "loo":  # r_i - (sum - r_i) / (G - 1) = (r_i - mean) G / (G - 1)
+        found = centered * r.shape[1] / max(r.shape[1] - 1, 1)
+    elif kind == "zscore":
+        found = centered / (r.std(axis=1, keepdims=True) + 1e-6)
+    elif kind == "center":
+        found = centered
+    else:
+        raise ValueError(f"unknown kind of advantage {kind!r}: choose loo, center or zscore")
     # rounding in the mean must not become a signal where there is none
-    constant = r.max(axis=1, keepdims=True) == r.min(axis=1, keepdims=True)
-    return np.where(constant, 0.0, centered)
+    return np.where(r.max(axis=1, keepdims=True) == r.min(axis=1, keepdims=True), 0.0, found)
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, normaliser=None):
@@ -91,6 +101,86 @@ def kl_to_reference(logp, ref_logp, mask):
     return (0.5 * (logp - ref_logp) ** 2 * mask).sum()
 
 
+# ---- rollouts ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Q answered questions, up to the point where the model is to state its confidence."""
+
+    prompts: list  # Q lists of token ids, the turn that asks for the confidence included
+    frozen: Read | None  # what the base model has read of them, all but that turn; None: the adapter reads everything
+
+    def read(self, lm, rows):
+        """Read some of them, as far as they are not frozen, with the adapter as it is now and gradients. -> Read"""
+        prompts = [self.prompts[q] for q in rows]
+        return read(lm, prompts) if self.frozen is None else read_on(lm, self.frozen, rows, prompts)
+
+
+def ask(lm, prompt, pairs, config, before=None):
+    """(question, answer) pairs -> Asked. before: Read of the questions, from answering them, to go on from."""
+    contexts, turns = zip(*(prompt.confidence(q, a, config.reasoning > 0) for q, a in pairs), strict=True)
+    prompts = [context + turn for context, turn in zip(contexts, turns, strict=True)]
+    if config.adapter == "everywhere":
+        return Asked(prompts, None)
+    with torch.no_grad(), adapter(lm, False):
+        if before is None:
+            return Asked(prompts, read(lm, list(contexts)))
+        return Asked(prompts, read_on(lm, before, list(range(len(pairs))), list(contexts)))
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Q questions, G completions each: token ids, which of them the model chose, and the stated confidence."""
+
+    tokens: list  # Q lists of G lists of token ids
+    actions: list  # the same shape: 1 where the token was sampled, 0 where it was forced
+    confidence: list  # Q lists of G, a float in [0, 1] or None
+
+    @property
+    def sampled(self):
+        """Number of sampled tokens."""
+        return sum(sum(a) for group in self.actions for a in group)
+
+
+@torch.no_grad()
+def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0):
+    """Let the model state its confidence in each answer, `group` times. -> Rollouts
+
+    With reasoning > 0 it first writes up to that many tokens, to the end of the line; what is forced after them is no
+    action. So many questions at a time that their caches fit.
+    """
+    longest = max(map(len, asked.prompts)) + reasoning + 2 * NUMBER_TOKENS
+    at_once = max(1, CACHED // (longest * group)) if reasoning else len(asked.prompts)
+    found = Rollouts([], [], [])
+    for start in range(0, len(asked.prompts), at_once):
+        rows = list(range(len(asked.prompts)))[start : start + at_once]
+        now, own, n = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
+        begun = actions = [[]] * (len(rows) * group)  # question by question
+        if reasoning:
+            thoughts = lm.engine(reasoning).sample(
+                lm, now, [temperature] * group, reasoning, stop_ids(lm, "\n"), [seeds[q] for q in rows]
+            )
+            thoughts = sum(thoughts, [])
+            forced = [prompt.after_reasoning(t) for t in thoughts]
+            begun = [t + f for t, f in zip(thoughts, forced, strict=True)]
+            actions = [[1] * len(t) + [0] * len(f) for t, f in zip(thoughts, forced, strict=True)]
+            whose = [i for i in range(len(rows)) for _ in range(group)]
+            now = read_on(lm, now, whose, [now.prompts[i] + b for i, b in zip(whose, begun, strict=True)])
+            own, n = [seed_of(own[i], c % group) for c, i in enumerate(whose)], 1
+        numbers = lm.engine(NUMBER_TOKENS).sample(lm, now, [temperature] * n, NUMBER_TOKENS, stop_ids(lm, "\n%"), own)
+        numbers = sum(numbers, [])
+        # with special tokens, which would hide in the midst of a number
+        stated = [parse_confidence(LABEL + lm.tokenizer.decode(x)) for x in numbers]
+        tokens = [b + x for b, x in zip(begun, numbers, strict=True)]
+        actions = [a + [1] * len(x) for a, x in zip(actions, numbers, strict=True)]
+        for i in range(0, len(tokens), group):
+            found.tokens.append(tokens[i : i + group])
+            found.actions.append(actions[i : i + group])
+            found.confidence.append(stated[i : i + group])
+    return found
+
+
 # ---- the loop ---------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +194,54 @@ class Item:
     correct: int  # is it?
 
 
+class Optimizer:
+    """AdamW in mixed precision: scale -> backward -> unscale -> clip -> step -> update.
+
+    What is trained, its gradients and moments stay in float32; the arithmetic, and on a GPU the frozen weights, are in
+    half precision. A gradient that is not finite changes nothing: the step is skipped and counted.
+    """
+
+    def __init__(self, lm, config):
+        self.params = [p for p in lm.model.parameters() if p.requires_grad]
+        self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        total = config.warmup + config.steps  # ten steps up, then straight down to zero
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total, 1))
+        )
+        self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
+        # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
+        self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
+        self.max_grad_norm, self.skipped = config.max_grad_norm, 0  # skipped: steps in a row
+
+    def autocast(self):
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    def step(self):
+        """Clip, update, and return the gradient norm before clipping. A gradient that is not finite skips the step."""
+        parallel.add_gradients(self.params)
+        self.scaler.unscale_(self.adam)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite or self.scaler.is_enabled():  # the scaler sees it too, and lowers the scale
+            self.scaler.step(self.adam)
+        self.scaler.update()
+        self.adam.zero_grad()
+        if finite:
+            self.schedule.step()
+        self.skipped = 0 if finite else self.skipped + 1
+        return float(norm)
+
+
+def amp_dtype(amp, device):
+    """"auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
+    if amp == "auto":
+        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
 def batch_of(step, n, size, seed):
     """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
     places = range(step * size, (step + 1) * size)
@@ -111,197 +249,59 @@ def batch_of(step, n, size, seed):
     return [int(order[i // n][i % n]) for i in places]
 
 
-def warm_up(lm, prompt, items, config, optimizer):
-    """One supervised step on the calibrated targets: raise log π(" 75%") for a target of 0.73. -> what is logged
-
-    Multiples of five: people say round numbers, and so does the text that models are trained on.
-    """
-    step = max(5, config.every)
-    texts = [lm.proceed(f" {step * round(100 * x.target / step)}%") for x in items]
-    mine = parallel.share(list(zip(items, texts, strict=True)))
-    asked = statements.ask(lm, prompt, [(x.question, x.answer) for x, _ in mine], where=config.adapter)
-    completions = [[asked.turn + text] for _, text in mine]
-    with optimizer.autocast():
-        logp, mask = completion_logprobs(
-            lm, asked.read, completions, recompute=config.recompute == "on", given=len(asked.turn)
-        )
-    loss = -(logp * mask).sum() / sum(map(len, texts))
-    optimizer.backward(loss)
-    return {**parallel.totals(supervised_loss=loss.item()), "grad_norm": optimizer.step()}
+def scorer(lm, tokens, config):
+    """What scores completions of at most so many tokens; with --recompute it keeps no activations."""
+    score = lm.engine(tokens).completion_logprobs
+    return functools.partial(checkpoint, score, use_reentrant=False) if config.recompute == "on" else score
 
 
-def correlation(pairs):
-    """Pearson correlation of (mean stated confidence, target) over the questions of a step; None if undefined."""
-    x = np.array(pairs).T
-    # the mean of equal numbers is not always that number: a spread of rounding errors is none
-    return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (np.ptp(x, axis=1) > 1e-9).all() else None
-
-
-def _parts(lm, sizes, micro_batch):
-    """Questions that share a backward pass: so many, or as many as can hold their log-probabilities for it."""
-    every = range(len(sizes))
-    return [every[i : i + micro_batch] for i in every[::micro_batch]] if micro_batch else chunks(sizes, lm.chunk)
-
-
-def update(lm, batch, advantages, config, optimizer):
-    """Optimiser steps on one batch of rollouts, Q groups of G. -> stats of the last of them"""
-    size, tokens = parallel.totals(size=advantages.size, tokens=batch.tokens).values()
-    parts = _parts(lm, [len(tree_of(group)) for group in batch.completions], config.micro_batch)
-    reads = [batch.asked.some(part).read for part in parts]
-    completions = [[batch.completions[q] for q in part] for part in parts]
-    given, old, stats = len(batch.asked.turn), {}, {}
-
-    def logprobs(i, **kwargs):
-        return completion_logprobs(lm, reads[i], completions[i], config.rollout_temperature, given=given, **kwargs)
-
-    for number in range(config.updates):
-        totals = {"loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0, "kl": 0.0}
-        if number == 0 and config.updates > 1:  # the policy that sampled, before its first change
-            with torch.no_grad(), optimizer.autocast():
-                old = {i: logprobs(i)[0] for i in range(len(parts))}
-        for i, part in enumerate(parts):
-            with optimizer.autocast():
-                logp, _ = logprobs(i, recompute=config.recompute == "on")  # (B, T)
-            length = logp.shape[1]
-            rows = [a + [0] * (length - len(a)) for q in part for a in batch.actions[q]]
-            actions = torch.tensor(rows, device=lm.device)  # (B, T)
-            advantage = torch.as_tensor(advantages[list(part)].reshape(-1), device=lm.device)  # (B,)
-            # with one update the ratio is 1 in value, and still carries the gradient
-            loss, of_part = policy_loss(logp, old.get(i, logp.detach()), advantage, actions, config.clip, size)
-            if config.kl:
-                with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                    ref, _ = logprobs(i)
-                divergence = kl_to_reference(logp, ref, actions) / size
-                loss = loss + config.kl * divergence
-                totals["kl"] += divergence.item()
-            optimizer.backward(loss)
-            totals["loss"] += loss.item()
-            share = int(actions.sum()) / tokens  # the stats are means over tokens
-            for name, value in of_part.items():
-                totals[name] += value * share
-        stats = {"grad_norm": optimizer.step(), **parallel.totals(**totals)}
-    return stats
-
-
-def update_exactly(lm, asked, said, rewards, config, optimizer):
-    """One optimiser step on the expected reward sum_c pi(c) r(c). rewards (Q, C) -> stats, log pi (Q, C)
-
-    The gradient of the reward is the one that REINFORCE estimates from rollouts, without noise; percentages that were
-    left out of `said`, and whatever is none, earn 0. The divergence is that of the distributions over `said` and all
-    else, not of the tokens one by one.
-    """
-    size, found, totals = parallel.totals(size=len(rewards))["size"], [], {"loss": 0.0, "kl": 0.0}
-    tokens = len(tree_of([asked.turn + ids for ids in said.values()]))
-    for part in _parts(lm, [tokens] * len(rewards), config.micro_batch):  # equal sizes: in their order
-        some = asked.some(part)
-        with optimizer.autocast():
-            recompute = config.recompute == "on"
-            logp = statements.log_policy(lm, some, said, config.rollout_temperature, recompute)  # (Q', C)
-        loss = -(logp.exp() * rewards[list(part)]).sum() / size
-        if config.kl:
-            with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                reference = statements.log_policy(lm, some, said, config.rollout_temperature)
-            kl = statements.divergence(logp, reference).sum() / size
-            loss = loss + config.kl * kl
-            totals["kl"] += kl.item()
-        optimizer.backward(loss)
-        totals["loss"] += loss.item()
-        found.append(logp.detach())
-    return {"grad_norm": optimizer.step(), **parallel.totals(**totals)}, torch.cat(found)
-
-
-def sampled_step(lm, prompt, chosen, reward, config, optimizer, step):
-    """Rollouts, rewards, advantages, update. -> what is logged"""
-    mine = parallel.share(list(enumerate(chosen)))
-    seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
-    with optimizer.autocast():
-        pairs = [(x.question, x.answer) for _, x in mine]
-        asked = statements.ask(lm, prompt, pairs, config.reasoning > 0, where=config.adapter)
-        batch = statements.rollout(
-            lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds, config.reasoning
-        )
-    groups = zip(batch.confidence, mine, strict=True)
-    rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
-    stats = update(lm, batch, group_advantages(rewards, config.advantage), config, optimizer)
-    rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(batch.confidence)
-    stated = [[c for c in group if c is not None] for group in confidence]
-    numbers = sum(stated, [])
-    return {
-        "reward": float(rewards.mean()),
-        "malformed": 1 - len(numbers) / rewards.size,
-        "mean_confidence": float(np.mean(numbers)) if numbers else None,
-        "distinct": len(set(numbers)),
-        "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
-        "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
-        **stats,
-        **parallel.totals(tokens=batch.tokens),
-    }
-
-
-def exact_step(lm, prompt, chosen, reward, config, optimizer, said):
-    """All that can be said, its rewards, update. -> what is logged
-
-    `distinct` counts what is said at least a hundredth as often as what is said most often.
-    """
-    mine = parallel.share(chosen)
-    with optimizer.autocast():
-        asked = statements.ask(lm, prompt, [(x.question, x.answer) for x in mine], where=config.adapter)
-    rewards = torch.tensor([[reward(c / 100, x) for c in said] for x in mine], device=lm.device)  # (Q, C)
-    stats, logp = update_exactly(lm, asked, said, rewards, config, optimizer)
-    chance = torch.tensor(parallel.gather(logp.exp().tolist()))  # (Q, C), of all processes, as what follows
-    rewards = torch.tensor(parallel.gather(rewards.tolist()))
-    mean, number = statements.expected_confidence(chance, said)
-    often = chance.mean(0)  # (C,)
-    return {
-        "reward": (chance * rewards).sum(-1).mean().item(),
-        "malformed": 1 - number.mean().item(),
-        "mean_confidence": mean.mean().item(),
-        "distinct": int((often >= 0.01 * often.max()).sum()),
-        "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
-        "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
-        **stats,
-        "tokens": 0,
-    }
-
-
-def train(lm, prompt, items, reward, config, on_step, saved=None):
-    """Stage 3: REINFORCE / GRPO on the confidence turn, or the exact gradient of the same expected reward.
+def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
+    """Stage 3: REINFORCE with a group baseline on the confidence turn.
 
     lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: settings.Config.
-    on_step(dict): called with the metrics of every step, and first with those of the steps that the checkpoint has.
-    saved: the path of a checkpoint, to go on from if it is there and to be kept up to date. After 5 optimiser steps in
-    a row without a finite gradient it stops; such steps change nothing, so what is left are the last good weights.
+    on_step(dict): called with the metrics of every step. saved: path of a checkpoint, to go on from if it is there and
+    to be kept up to date. instead: (step) -> what does this step in another way, or None (beyond/exact.py).
     """
-    optimizer = Optimizer(lm, config, config.warmup + config.steps * config.updates)
-    size, exact = min(config.questions, len(items)), config.gradient == "exact"
-    said = statements.percentages(lm, config.every) if exact else None
-    if size < parallel.size():
-        raise ValueError(f"{size} questions a step are too few for {parallel.size()} processes")
-    if exact and not said:
-        raise ValueError("the exact gradient needs a tokenizer that can write percentages")
-    (done, log), total = optimizer.load(saved) if saved and saved.exists() else (0, []), config.warmup + config.steps
-    for record in log:
-        on_step(record)
-    bar = tqdm(range(done, total), desc="training", unit="step", initial=done, total=total)
-    last, cost = time.perf_counter(), 0.0
-    for number in bar:
-        if optimizer.skipped >= PATIENCE:
-            break
-        step = number - config.warmup  # below 0: supervised
-        order = ("warmup", number) if step < 0 else ("train", step)
+    optimizer, total = Optimizer(lm, config), config.rollouts * min(config.questions, len(items))
+    loop = Loop(optimizer, config, saved, on_step)
+    for step in loop:  # the supervised steps of --warmup have negative numbers
+        # questions: with the model's own answers, which the base model reads
+        order = ("warmup", step + config.warmup) if step < 0 else ("train", step)
+        size = min(config.questions, len(items))
         chosen = [items[i] for i in batch_of(order[1], len(items), size, seed_of(config.seed, order[0]))]
-        if step < 0:
-            record = warm_up(lm, prompt, chosen, config, optimizer)
-        elif exact:
-            record = exact_step(lm, prompt, chosen, reward, config, optimizer, said)
-        else:
-            record = sampled_step(lm, prompt, chosen, reward, config, optimizer, step)
-        log.append({"step": step, **record, "skipped": optimizer.skipped})
-        on_step(log[-1])
-        shown = ("supervised_loss", "reward", "malformed")
-        bar.set_postfix({name: f"{record[name]:.3f}" for name in shown if name in record})
-        if saved and first() and time.perf_counter() - last > 20 * cost:  # a twentieth of the time at most goes into it
-            start = time.perf_counter()
-            write_whole(saved, [optimizer.save(number + 1, log)])
-            last = time.perf_counter()
-            cost = last - start
+        mine = parallel.share(list(enumerate(chosen)))
+        with optimizer.autocast():
+            asked = ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config)
+        if instead and instead(step):
+            loop.record(**instead(step)(lm, asked, chosen, optimizer))
+            continue
+        # rollouts: G statements of each confidence
+        seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
+        group, temperature = config.rollouts, config.rollout_temperature
+        with optimizer.autocast():
+            batch = rollout(lm, prompt, asked, group, temperature, seeds, config.reasoning)
+        # rewards, advantages
+        rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in zip(batch.confidence, mine, strict=True)])
+        advantages = group_advantages(rewards, config.advantage)  # (Q, G)
+        # log-probabilities, loss, gradient, step
+        score = scorer(lm, max(len(x) for group in batch.tokens for x in group), config)
+        sums = {"loss": 0.0, "kl": 0.0}
+        for part in micro_batches(batch.tokens, lm.chunk, config.micro_batch):
+            rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
+            said = [[batch.tokens[q][g] for g in some] for q, some in part]
+            with optimizer.autocast():
+                logp, mask = score(lm, asked.read(lm, rows), said, temperature)  # (B, T)
+            actions = [batch.actions[q][g] for q, g in places]
+            actions = torch.tensor([a + [0] * (mask.shape[1] - len(a)) for a in actions], device=lm.device)  # (B, T)
+            advantage = torch.tensor([advantages[place] for place in places], device=lm.device)  # (B,)
+            loss, _ = policy_loss(logp, logp.detach(), advantage, actions, normaliser=total)
+            if config.kl:
+                with torch.no_grad(), adapter(lm, False), optimizer.autocast():
+                    reference, _ = score(lm, asked.read(lm, rows), said, temperature)
+                divergence = kl_to_reference(logp, reference, actions) / total
+                loss = loss + config.kl * divergence
+                sums["kl"] += divergence.item()
+            optimizer.backward(loss)
+            sums["loss"] += loss.item()
+        norm, sums = optimizer.step(), parallel.totals(**sums, tokens=batch.sampled)
+        loop.record(**measures(rewards, batch.confidence, chosen), grad_norm=norm, **sums)

@@ -1,85 +1,96 @@
-"""Every setting of a run: its flag, its default, what it is for, and which stage depends on it first."""
+"""Every setting of a run: its flag, its default, what it is for, and which stage depends on it first.
 
-import difflib
-import importlib.util
+From infra: `files.processes`, how many processes share the work.
+"""
+
 import math
-import os
 import shlex
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+
+from infra.files import processes
+
+POSITIVE, NOT_NEGATIVE = "positive", "not negative"
 
 
-def flag(default, text, stage, **kwargs):
+def flag(default, text, stage, must_be=None, choices=None):
     """A field of Config that is a flag of the command line; `stage` is the first one that depends on it."""
-    return field(default=default, metadata={"help": text, "stage": stage, **kwargs})
+    return field(default=default, metadata={"help": text, "stage": stage, "must_be": must_be, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. [reported] marks what one second-hand note says of the paper; it is unverified."""
+    """Every setting of a run. [paper: ...] is what arXiv 2603.06317 has where our default is another."""
 
     model: str = flag("toy", "`toy`, or a causal language model: a hub id or a folder", "sample")
     dataset: str = flag("facts", "`facts`, `facts:capitals`, trivia_qa, nq_open, web_questions, gsm8k, sciq, or a "
-                        "JSONL file with `question` and `answers`; commas join, in equal shares", "sample")  # fmt: skip
-    ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy: its own)", "sample")
+                        "JSONL file with `question` and `answers`; commas join, in equal shares "
+                        "[paper: trivia_qa,nq_open]", "sample")  # fmt: skip
+    ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy: its own) [paper: gsm8k]",
+                    "sample")  # fmt: skip
     prompt: str = flag("auto", "auto: the tokenizer's chat template if it has one", "sample",
                        choices=("auto", "chat", "fewshot"))  # fmt: skip
-    platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample")
-    train_questions: int = flag(1000, "labelled questions for Platt scaling and stage 3", "sample")
-    test_questions: int = flag(500, "held-out questions of the same families", "sample")
-    ood_questions: int = flag(300, "questions of each unseen set", "sample")
-    samples: int = flag(10, "answers sampled per question, n >= 2", "sample")
-    temperature: float = flag(1.0, "of the sampled answers [reported: 1]", "sample")
-    answer_temperature: float = flag(0.0, "of the one answer that counts, 0 is greedy [reported: 0.1]", "sample")
-    answer_tokens: int = flag(16, "longest answer, in tokens", "sample")
-    seed: int = flag(0, "of everything", "sample")
-    sample_batch: int = flag(24, "questions sampled at once", None)
+    platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample", POSITIVE)
+    train_questions: int = flag(1000, "labelled questions for Platt scaling and training [paper: 18000]", "sample",
+                                POSITIVE)  # fmt: skip
+    test_questions: int = flag(500, "held-out questions of the same families [paper: 2000]", "sample", POSITIVE)
+    ood_questions: int = flag(300, "questions of each unseen set", "sample", POSITIVE)
+    samples: int = flag(10, "answers sampled per question, n >= 2", "sample", POSITIVE)
+    temperature: float = flag(1.0, "of the sampled answers", "sample", POSITIVE)
+    answer_temperature: float = flag(0.0, "of the one answer that counts, 0 is greedy [paper: 0.1]", "sample",
+                                     NOT_NEGATIVE)  # fmt: skip
+    answer_tokens: int = flag(16, "longest answer, in tokens", "sample", POSITIVE)
+    seed: int = flag(1, "of everything", "sample", NOT_NEGATIVE)
+    sample_batch: int = flag(24, "questions sampled at once", None, POSITIVE)
 
     embedder: str = flag("self", "sentence encoder, a hub id or folder; `self`: the model's hidden state", "calibrate")
     kernel: str = flag("rbf", "between embeddings", "calibrate", choices=("rbf", "cosine"))
-    gamma: float = flag(1.0, "of the rbf kernel", "calibrate")
-    grader: str = flag("exact", "exact: normalised match or equal number; contains: as words", "calibrate",
-                       choices=("exact", "contains"))  # fmt: skip
+    gamma: float = flag(1.0, "of the rbf kernel", "calibrate", POSITIVE)
+    grader: str = flag("exact", "exact: normalised match or equal number; contains: as words [paper: a language model "
+                       "as judge]", "calibrate", choices=("exact", "contains"))  # fmt: skip
     target: str = flag("question", "question: Platt scaling of the entropy; answer: of the entropy and the answer's "
                        "mean similarity to the samples", "calibrate", choices=("question", "answer"))  # fmt: skip
-    folds: int = flag(5, "of the cross-fitted targets", "calibrate")
+    folds: int = flag(5, "of the cross-fitted targets", "calibrate", POSITIVE)
 
-    steps: int = flag(200, "of reinforcement learning [reported: 1000]", "train")
-    questions: int = flag(16, "per step [reported: 32]", "train")
-    rollouts: int = flag(16, "per question [reported: 16]", "train")
-    rollout_temperature: float = flag(1.0, "of the rollouts and their log-probabilities [reported: 1.5]", "train")
-    reasoning: int = flag(0, "tokens that the model may think before the number", "train")
-    reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|) [reported]; brier, log: scores of c "
-                       "against the answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
+    steps: int = flag(200, "of reinforcement learning [paper: 1000]", "train", NOT_NEGATIVE)
+    questions: int = flag(16, "per step [paper: 32]", "train", POSITIVE)
+    rollouts: int = flag(16, "per question", "train", POSITIVE)
+    rollout_temperature: float = flag(1.0, "of the rollouts and their log-probabilities [paper: 1.5]", "train",
+                                      POSITIVE)  # fmt: skip
+    reasoning: int = flag(0, "tokens that the model may think before the number [paper: one or two sentences]", "train",
+                          NOT_NEGATIVE)  # fmt: skip
+    reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
+                       "answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
-    tolerance: float = flag(0.05, "of the calibrated reward [reported: 0.05]", "train")
-    alpha: float = flag(0.5, "of the hybrid reward", "train")
-    gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages, no "
-                         "rollouts, advantages, clipping", "train", choices=("sampled", "exact"))  # fmt: skip
-    every: int = flag(1, "of the exact gradient: each so many-th percentage", "train", choices=(1, 5, 10))
-    advantage: str = flag("loo", "loo, center, or zscore (GRPO's)", "train", choices=("loo", "center", "zscore"))
-    lr: float = flag(2e-4, "learning rate of AdamW", "train")
-    rank: int = flag(16, "of the LoRA [reported: 16]", "train")
-    updates: int = flag(1, "optimiser steps per batch of rollouts", "train")
-    clip: float = flag(0.2, "range of the probability ratio, when there are several updates", "train")
-    kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train")
-    max_grad_norm: float = flag(1.0, "gradient clipping", "train")
-    micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None)
-    recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
-                          choices=("off", "on"))  # fmt: skip
+    tolerance: float = flag(0.05, "of the calibrated reward", "train", NOT_NEGATIVE)
+    alpha: float = flag(0.5, "of the hybrid reward", "train", NOT_NEGATIVE)
+    gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages, "
+                         "without rollouts and advantages", "train", choices=("sampled", "exact"))  # fmt: skip
+    every: int = flag(1, "of the exact gradient: each so many-th percentage", "train", choices=(1, 5))
+    advantage: str = flag("loo", "loo: reward minus the mean of the group's other rewards; zscore: divided by the "
+                          "group's standard deviation [paper]", "train", choices=("loo", "zscore"))  # fmt: skip
+    lr: float = flag(2e-4, "learning rate of AdamW", "train", POSITIVE)
+    rank: int = flag(16, "of the LoRA", "train", POSITIVE)
+    kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train",
+                     NOT_NEGATIVE)  # fmt: skip
+    max_grad_norm: float = flag(1.0, "gradient clipping", "train", POSITIVE)
     adapter: str = flag("turn", "where it is on; turn: from the confidence turn on, so that what was read once serves "
                         "all rollouts; everywhere: it reads the question and the answer too, costs more than twice as "
                         "much, and can be merged", "train", choices=("turn", "everywhere"))  # fmt: skip
-    tensorboard: str = flag("off", "also write the log of stage 3 for TensorBoard, to the folder tensorboard", None,
-                            choices=("off", "on"))  # fmt: skip
-    warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train")
+    warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train", NOT_NEGATIVE)
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
+    micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None,
+                            NOT_NEGATIVE)  # fmt: skip
+    recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
+                          choices=("off", "on"))  # fmt: skip
 
     baselines: str = flag("", "beside those that cost nothing: stated (untrained, with Platt), zero-shot, p-true; "
                           "commas join. Each reads the questions again", "eval")  # fmt: skip
+    resamples: int = flag(1000, "of the bootstrap", "eval", POSITIVE)
     readout: str = flag("stated", "of ask and predict; expected: the mean of what would be stated", None,
                         choices=("stated", "expected"))  # fmt: skip
-    resamples: int = flag(1000, "of the bootstrap", "eval")
+    engine: str = flag("auto", "plain: a row for each completion; shared: equal beginnings are computed once; auto: "
+                       "shared for short completions, if the model allows it", None,
+                       choices=("auto", "plain", "shared"))  # fmt: skip
     device: str = flag("auto", "auto: cuda if there is one", None, choices=("auto", "cpu", "cuda"))
     shard: str = flag("off", "with torchrun, for a model that does not fit one device: each process holds a share of "
                       "the frozen weights, and all do the same work", None, choices=("off", "on"))  # fmt: skip
@@ -99,82 +110,46 @@ def option(name):
     return "--" + name.replace("_", "-")
 
 
-def command(config):
-    """The call that a run's settings come from: those that are not the default. config: as a dict -> str"""
-    default = usual(config["model"])
-    flags = [f"{option(name)} {shlex.quote(str(value))}" for name, value in config.items() if value != default[name]]
-    return " ".join(["python calunc.py", *flags])
-
-
-def one_spelling(names):
-    """Paths among comma-separated names, without "./" and a last slash, so that they are not taken for others."""
-    names = map(str.strip, names.split(","))
-    return ",".join(os.path.normpath(name) if name and os.path.exists(name) else name for name in names)
-
-
-def nearest(name, known):
-    """A question at the end of the message about an unknown name, if one of the known ones is like it."""
-    near = difflib.get_close_matches(name, known, 1) or [x for x in known if len(name) > 3 and name in x]
-    return f"did you mean {near[0]!r}?" if near else ""
-
-
-def nearest_file(path):
-    """The same for a path, by what else is in its folder."""
-    folder = Path(path).parent
-    others = {p.name for p in folder.iterdir()} - {Path(path).name} if folder.is_dir() else ()
-    near = nearest(Path(path).name, sorted(others))
-    return near and near.replace("'", f"'{folder}/", 1)
-
-
 def usual(model):
     """The default of every setting, where the toy model has some of its own. -> dict"""
     return {f.name: f.default for f in fields(Config)} | (TOY if model == "toy" else {})
 
 
+def flags(config):
+    """The flags of settings that are not the default. config: all settings, as a dict -> str"""
+    default = usual(config["model"])
+    return " ".join(f"{option(k)} {shlex.quote(str(v))}" for k, v in config.items() if v != default[k])
+
+
 def check(config):
     """Raises ValueError for a setting that no stage could use."""
-    if config.samples < 2:
-        raise ValueError(f"--samples is {config.samples}: an entropy needs at least 2 samples")
-    positive = ("platt_questions", "train_questions", "test_questions", "ood_questions", "answer_tokens",
-                "sample_batch", "questions", "rollouts", "rank", "updates", "resamples", "folds",
-                "temperature", "rollout_temperature", "lr", "gamma", "max_grad_norm")  # fmt: skip
     for f in fields(config):
-        if f.type is float and not math.isfinite(getattr(config, f.name)):
-            raise ValueError(f"{option(f.name)} is {getattr(config, f.name)}: it must be a finite number")
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{option(name)} is {getattr(config, name)}: it must be positive")
-    for name in ("steps", "warmup", "reasoning", "micro_batch", "kl", "answer_temperature", "tolerance", "clip"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{option(name)} is {getattr(config, name)}: it must not be negative")
-    for f in fields(config):
-        if "choices" in f.metadata and getattr(config, f.name) not in f.metadata["choices"]:
-            known = ", ".join(map(str, f.metadata["choices"]))
-            raise ValueError(f"{option(f.name)} is {getattr(config, f.name)!r}: it must be one of {known}")
-    if config.questions < processes():
-        raise ValueError(f"--questions is {config.questions}, too few a step for {processes()} processes")
-    if config.shard == "on" and processes() == 1:
-        raise ValueError("--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...")
-    if config.model == "toy" and config.prompt == "chat":
-        raise ValueError("the toy model has no chat template: use --prompt fewshot")
-    if config.tensorboard == "on" and not importlib.util.find_spec("tensorboard"):
-        raise ValueError("--tensorboard on needs a package: pip install tensorboard")
-    if config.folds < 2 or config.rollouts < 2:
-        raise ValueError("--folds and --rollouts must be at least 2")
-    if config.readout == "expected" and config.reasoning:
-        raise ValueError("--readout expected takes no --reasoning, which cannot be enumerated")
-    if config.gradient == "exact" and (config.reasoning or config.updates > 1):
-        raise ValueError("--gradient exact takes no --reasoning, which cannot be enumerated, and one update a step")
-    if not 0 <= config.seed < 2**63:
-        raise ValueError(f"--seed is {config.seed}: it must be from 0 to 2^63 - 1")
-    if not 0 <= config.alpha <= 1:
-        raise ValueError(f"--alpha is {config.alpha}: it must be from 0 to 1")
-    if config.warmup and config.reasoning:
-        raise ValueError("--warmup has no reasoning to imitate: use it without --reasoning")
-    if (config.model == "toy") != (config.dataset == "toy") or config.model == "toy" and config.ood:
-        raise ValueError("the toy model and the toy questions go together: give --model for other questions")
-
-
-def processes():
-    """How many torchrun started; one without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        value, must_be, choices = getattr(config, f.name), f.metadata["must_be"], f.metadata["choices"]
+        if f.type is float and not math.isfinite(value):
+            raise ValueError(f"{option(f.name)} is {value}: it must be a finite number")
+        if must_be == POSITIVE and value <= 0 or must_be == NOT_NEGATIVE and value < 0:
+            raise ValueError(f"{option(f.name)} is {value}: it must be {must_be}")
+        if choices and value not in choices:
+            raise ValueError(f"{option(f.name)} is {value!r}: it must be one of {', '.join(map(str, choices))}")
+    toy = config.model == "toy"
+    refused = {
+        f"--samples is {config.samples}: an entropy needs at least 2 samples": config.samples < 2,
+        "--folds and --rollouts must be at least 2": config.folds < 2 or config.rollouts < 2,
+        f"--seed is {config.seed}: it must be below 2^63": config.seed >= 2**63,
+        f"--alpha is {config.alpha}: it must be from 0 to 1": config.alpha > 1,
+        f"--questions is {config.questions}, too few a step for {processes()} processes":
+            config.questions < processes(),
+        "--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...":
+            config.shard == "on" and processes() == 1,
+        "--readout expected takes no --reasoning, which cannot be enumerated":
+            config.readout == "expected" and config.reasoning,
+        "--gradient exact takes no --reasoning, which cannot be enumerated":
+            config.gradient == "exact" and config.reasoning,
+        "--warmup has no reasoning to imitate: use it without --reasoning": config.warmup and config.reasoning,
+        "the toy model has no chat template: use --prompt fewshot": toy and config.prompt == "chat",
+        "the toy model and the toy questions go together: give --model for other questions":
+            toy != (config.dataset == "toy") or toy and config.ood,
+    }  # fmt: skip
+    for sentence, applies in refused.items():
+        if applies:
+            raise ValueError(sentence)

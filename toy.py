@@ -19,8 +19,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-import lm
 from data import Question
+from infra.models import save
 
 KINDS = {
     "colour": "red blue green yellow black white purple orange silver golden pink brown".split(),
@@ -159,7 +159,7 @@ def build(folder, seed):
     """Train the toy model and save it as an ordinary Hugging Face folder; print its error on the known facts."""
     facts = world(seed=seed)
     model, tok = train(facts, seed=seed)
-    lm.save(model, tok, folder)
+    save(model, tok, folder)
     print(f"toy: mean |model's probability - true probability| = {error(model, tok, facts):.3f}")
 
 

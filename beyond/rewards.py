@@ -1,6 +1,6 @@
-"""What a stated confidence c earns: the paper's reward, the two that look at the own answer alone, and a mixture.
+"""What a stated confidence c may earn instead: two rewards that look at the model's own answer alone, and a mixture.
 
-    calibrated   1 - max(tolerance, |c - p|)         p: the calibrated probability that the answer is right
+    calibrated   1 - max(tolerance, |c - p|)         the paper's, rl.calibration_reward
     brier        1 - (c - y)^2                       y: is it right?
     log          1 + log(chance given to y) / log(1/floor)
     hybrid       alpha calibrated + (1 - alpha) brier
@@ -11,17 +11,7 @@ All are in [0, 1], and no parseable number earns 0, the least.
 import math
 
 from data import LABEL, parse_confidence
-
-
-def calibration_reward(confidence, target, tolerance=0.05):
-    """1 - max(tolerance, |c - p|), the paper's reward as reported to us; None, no parseable number, earns 0.
-
-    confidence: in [0, 1] or None; target: the calibrated probability in [0, 1]. Inside the tolerance all is equally
-    good. Raises ValueError for numbers outside [0, 1].
-    """
-    if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
-        raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
-    return 0.0 if confidence is None else 1.0 - max(tolerance, abs(confidence - target))
+from rl import calibration_reward
 
 
 def brier_reward(confidence, correct):

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from run import append_line, first, read_lines, short, strict, write_whole
+from infra.files import append_line, first, line, processes, read_lines, strict, write_whole
 
 replicas = False  # all processes compute the same
 
@@ -37,7 +37,10 @@ def size():
 
 @contextlib.contextmanager
 def joined(device="auto"):
-    """Be one of the processes that torchrun started. Raises ConnectionError when another one is gone."""
+    """Be one of the processes that torchrun started, if it did. Raises ConnectionError when another one is gone."""
+    if processes() == 1:
+        yield
+        return
 
     def stop(*_):
         raise ConnectionError("another process of this run ended; the same command goes on from what is finished")
@@ -128,43 +131,41 @@ def shard(model, device):
 
 
 class Journal:
-    """The pieces of a stage, shared out among the processes; those that an interrupted call has made are kept.
+    """The pieces of a stage, shared out among the processes; what an interrupted call has made is kept.
 
-    Each is a line of JSON with a digest, so that an altered one is noticed.
+    pieces: of any kind, by their names. Each process writes a file of its own, a line of JSON for each piece.
     """
 
-    def __init__(self, run, stage, config):
-        self.files = run.unfinished(stage, config, "{}.jsonl")
+    def __init__(self, run, stage, config, pieces):
+        self.pieces, self.files = pieces, run.unfinished(stage, config, "{}.jsonl")
         self.own = self.files.with_name(self.files.name.format(rank()))
         if self.own.exists():  # without a last line that was cut short
-            write_whole(self.own, (json.dumps(row).encode() + b"\n" for row in read_lines(self.own)))
-
-    def all(self, pieces, make, **bar):
-        """{name: argument} -> (name, make(argument)) of each piece, in any order and one by one, as JSON has it.
-
-        bar: as of tqdm.
-        """
-        done = {name for name, _ in self._read()}
+            write_whole(self.own, map(line, read_lines(self.own)))
+        self.done = self._read()
         wait()  # all have read the same before anything is added
-        with tqdm(total=len(pieces), initial=sum(name in done for name in pieces), **bar) as bar:
-            for name in share([name for name in pieces if name not in done]):
-                value = strict(make(pieces[name]))
-                append_line(self.own, {"piece": name, "value": value, "digest": short([name, value])})
-                bar.update(1 if replicas else size())
+
+    def todo(self, **bar):
+        """The names of this process's pieces that are left to make. bar: as of tqdm"""
+        names = [name for name in self.pieces if name not in self.done]
+        with tqdm(total=len(self.pieces), initial=len(self.pieces) - len(names), **bar) as shown:
+            for name in share(names):
+                yield name
+                shown.update(1 if replicas else size())
+
+    def keep(self, name, value):
+        append_line(self.own, {"piece": name, "value": strict(value)})
+
+    def all(self):
+        """What was made of all pieces, by all processes, as JSON has it. -> {name: value}"""
         wait()
-        left = set(pieces)
-        for name, value in self._read():
-            if name in left:
-                left.remove(name)
-                yield name, value
+        return self._read()
 
     def _read(self):
+        found = {}
         for file in sorted(self.files.parent.glob(self.files.name.format("*"))):
             for row in read_lines(file):
-                try:
-                    intact = short([row["piece"], row["value"]]) == row["digest"]
-                except (TypeError, KeyError):
-                    intact = False
-                if not intact:
+                if not isinstance(row, dict) or row.keys() != {"piece", "value"}:
                     raise ValueError(f"{file} is damaged: delete it, and its pieces are made again")
-                yield row["piece"], row["value"]
+                if row["piece"] in self.pieces:
+                    found[row["piece"]] = row["value"]
+        return found

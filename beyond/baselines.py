@@ -18,16 +18,19 @@ P(True), its probability that "True" comes next when it is asked about its answe
 Left out: clusters by entailment, which need another model; ours are by the kernel.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from beyond import exact
 from data import normalise
-from settings import nearest
+from infra.hints import nearest
 
 FREE = ("probability", "consistency", "clusters")
 READING = {  # name -> how it is stated, and the prompt that asks for it
     "stated": lambda prompt: ("untrained", prompt),
-    "zero-shot": lambda prompt: ("zero-shot", prompt.zero_shot()),
-    "p-true": lambda prompt: ("p-true", prompt.true_or_false()),
+    "zero-shot": lambda prompt: ("zero-shot", without_examples(prompt)),
+    "p-true": lambda prompt: ("p-true", true_or_false(prompt)),
 }
 
 
@@ -39,6 +42,26 @@ def chosen(names):
             near = nearest(name, READING) or f"choose from {', '.join(READING)}"
             raise ValueError(f"no baseline is called {name!r}; {near}")
     return list(dict.fromkeys(found))
+
+
+def free(row, gram):
+    """The scores that need nothing but a row of samples.jsonl, and the samples' Gram matrix. -> {name: float}"""
+    return {
+        "probability": sequence_probability(row["answer_logprob"], row["answer_tokens"]),
+        "consistency": self_consistency(row["answer"], row["samples"]),
+        "clusters": cluster_entropy(gram),
+    }
+
+
+def without_examples(prompt):
+    """Zero-shot; in chat form if there is one, because a bare label explains nothing."""
+    return replace(prompt, examples=(), style="chat" if prompt.lm.tokenizer.chat_template else prompt.style)
+
+
+def true_or_false(prompt):
+    """The second turn asks whether the answer is true."""
+    examples = tuple((q, a, str(float(c.rstrip("%")) > 50)) for q, a, c in prompt.examples)
+    return replace(prompt, examples=examples, label="True or false:", ask="Is your answer true? Reply True or False.")
 
 
 def base_rate(labels, n):
@@ -77,3 +100,12 @@ def cluster_entropy(gram):
         sizes[first] = sizes.get(first, 0) + 1
     share = np.array(list(sizes.values())) / len(gram)
     return float(-(share * np.log(share)).sum()) + 0.0  # no -0.0
+
+
+def p_true(lm, asked, config):
+    """P(True) against P(False), where the turn asks for one of them. -> Q floats, None if it cannot be written"""
+    words = {text: lm.proceed(f" {text}") for text in ("True", "False")}
+    if not all(exact.written(lm, ids, text) for text, ids in words.items()):
+        return [None] * len(asked.prompts)
+    logp = exact.log_policy(lm, asked, list(range(len(asked.prompts))), words, replace(config, rollout_temperature=1.0))
+    return logp.softmax(-1)[:, 0].tolist()

@@ -1,0 +1,196 @@
+"""The folder that holds the artefacts of a run.
+
+A stage is skipped when it was finished with the same settings, and every artefact is written whole or not at all.
+"""
+
+import contextlib
+import functools
+import hashlib
+import shlex
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from data import files_of
+from infra.files import append_line, first, line, parsed, read_lines, short, write_whole
+from settings import Config, option, usual
+
+FILES = {  # the stages in their order, and what each of them writes
+    "sample": ("samples.jsonl",),
+    "calibrate": ("targets.jsonl", "platt.json"),
+    "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    "eval": ("adapter/README.md", "predictions.jsonl", "report.json", "report.md", "report.html", "reliability.png",
+             "risk_coverage.png", "entropy.png", "training.png"),
+}
+STAGES = tuple(FILES)
+FORMAT = 4  # of the files; a folder of another format is refused
+LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
+
+
+class Run:
+    """A folder of artefacts."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def path(self, name):
+        return self.folder / name
+
+    def write(self, name, value):
+        """Text as it is, a dict as JSON, rows as JSONL, one by one; a number that is not defined becomes null."""
+        if not first():
+            return
+        if isinstance(value, str):
+            content = [value.encode()]
+        else:
+            content = [line(value, indent=2)] if isinstance(value, dict) else map(line, value)
+        write_whole(self.path(name), content)
+
+    def append(self, name, row):
+        if first():
+            append_line(self.path(name), row)
+
+    def read(self, name):
+        """The content of a JSON or JSONL file. Raises ValueError that names it."""
+        path = self.path(name)
+        return list(read_lines(path)) if path.suffix == ".jsonl" else parsed(path.read_bytes(), path)
+
+    def rows(self, name):
+        """The rows of a JSONL file, one by one."""
+        return read_lines(self.path(name))
+
+    def begun_with(self):
+        """The settings in config.json; an empty dict where it is not there. Raises ValueError for another format."""
+        if not self.path("config.json").exists():
+            return {}
+        found = self.read("config.json")
+        if not isinstance(found, dict) or found.pop("format", 3) != FORMAT:
+            raise ValueError(f"{self.folder} was made by another version of calunc: name another folder, or delete it")
+        return found
+
+    def config(self):
+        """The settings of the run. Raises ValueError for a file that was altered."""
+        found, known = self.begun_with(), {f.name: f.type for f in fields(Config)}
+        for name, value in found.items():
+            if not isinstance(value, (known.get(name, ()), int) if known.get(name) is float else known.get(name, ())):
+                raise ValueError(f"{self.path('config.json')} is damaged: {name} is {value!r}")
+        return Config(**found)
+
+    def stages(self):
+        """The stages that are finished, and what each of them cost. -> {stage: dict}"""
+        found = self.read("stages.json") if self.path("stages.json").exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(x, dict) and "files" in x for x in found.values()):
+            raise ValueError(f"{self.path('stages.json')} is damaged, or another version's: name another folder, or "
+                             "delete it and all is made again")  # fmt: skip
+        return found
+
+    def finished(self, stage):
+        """Was this stage finished, with the settings that it was started with?
+
+        Raises ValueError for a file that was altered since.
+        """
+        sizes = self.stages().get(stage, {}).get("files", {})
+        if not sizes.keys() >= set(FILES[stage]) or not all(self.path(name).exists() for name in sizes):
+            return False
+        for name, size in sizes.items():
+            if self.path(name).stat().st_size != size:
+                raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
+                                 "made again, with all that depends on it")  # fmt: skip
+        return True
+
+    def done(self, stage, config):
+        """Was this stage finished with these settings, and is all of it still there?"""
+        return self.finished(stage) and self.stages()[stage]["key"] == key(stage, config)
+
+    def start(self, stage, config):
+        """From here on the files of this stage and the later ones must not pass for finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)
+        earlier = STAGES[: STAGES.index(stage)]
+        self.write("stages.json", {name: entry for name, entry in self.stages().items() if name in earlier})
+
+    def write_config(self, config):
+        self.write("config.json", {"format": FORMAT} | asdict(config))
+
+    @contextlib.contextmanager
+    def stage(self, stage, config):
+        """In it the stage is done, which adds to the cost that is noted when it is finished."""
+        self.start(stage, config)
+        cost, begin = {"resumed": self.resumes(stage, config)}, time.perf_counter()
+        yield cost
+        from infra import parallel  # torch
+
+        cost["seconds"] = round(time.perf_counter() - begin, 2)
+        if first():
+            sizes = {name: self.path(name).stat().st_size for name in FILES[stage]}
+            self.write("stages.json", self.stages() | {stage: {"key": key(stage, config), **cost, "files": sizes}})
+            self.tidy(stage)
+        parallel.wait()
+
+    def tidy(self, stage):
+        """Without what an interrupted call of a stage, which is finished now, has left."""
+        for unfinished in self.folder.glob(f".{stage}-*") if first() else ():
+            unfinished.unlink()
+
+    def foreign(self):
+        """Is there something of this name that is no run, not even one that was interrupted at once?"""
+        if not self.folder.exists() or self.path("stages.json").exists():
+            return False
+        left = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else ["a file"]
+        left = [name for name in left if not name.startswith((".", "model-")) and not name.endswith(".tmp")]
+        return bool(left) and "platt_questions" not in self.begun_with()
+
+    def unfinished(self, stage, config, suffix):
+        """Where a stage keeps what an interrupted call of the same settings can go on from."""
+        return self.path(f".{stage}-{key(stage, config)}.{suffix}")
+
+    def resumes(self, stage, config):
+        """Is there something that an interrupted call of this stage has left? What that call cost is not known."""
+        return any(self.folder.glob(self.unfinished(stage, config, "*").name))
+
+
+def changed_settings(run, config, given):
+    """The settings that the run was begun with otherwise. -> names
+
+    Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
+    """
+    old = run.begun_with()
+    stage = {f.name: f.metadata["stage"] for f in fields(Config)}
+    changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
+    default = usual(old.get("model"))
+    forgotten = [f"{option(name)} {shlex.quote(str(old[name]))}" for name in changed
+                 if name not in given and old[name] != default[name]]  # fmt: skip
+    if forgotten:
+        raise ValueError(f"{run.folder} was made with {' '.join(forgotten)}, which this call does not say: give these "
+                         "flags the value that you want, or name another --out")  # fmt: skip
+    return changed
+
+
+def key(stage, config):
+    """A digest of all settings that a stage, or one before it, depends on; of local models; of the question files."""
+    questions = {name: _digest(file) for name, file in files_of(f"{config.dataset},{config.ood}").items()}
+    return f"{model_key(stage, config)}-{short(questions)}"
+
+
+def model_key(stage, config):
+    """The first two parts of the key: without the question files, which nobody needs any more who asks the model."""
+    stages = STAGES[: STAGES.index(stage) + 1]
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
+    used = [config.model, config.embedder] if stage != "sample" else [config.model]
+    local = [_digest(Path(name)) for name in used if name not in ("toy", "self") and Path(name).is_dir()]
+    return f"{short(settings | {'format': FORMAT})}-{short(local)}"
+
+
+def _digest(path):
+    """SHA-256 of a file, or of all files of a model's folder that are loaded."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in LOADED)
+        return short([(file.name, _unchanged(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache
+def _unchanged(file, size, time):
+    """The weights of a model are not read again while they look the same."""
+    return _digest(file)

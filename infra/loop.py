@@ -1,0 +1,120 @@
+"""What a loop of training needs beside the method: resuming, micro-batches, the log.
+
+A checkpoint holds all that the next step depends on: training goes on from it as if it had not stopped.
+"""
+
+import io
+import pickle
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from infra import parallel
+from infra.files import first, write_whole
+
+PATIENCE = 5  # steps in a row without a finite gradient
+
+
+class Loop:
+    """The numbers of the steps that are left, -warmup ... steps - 1; after each, `record` takes its metrics.
+
+    It begins with the metrics that the checkpoint `saved` has, and ends early after 5 optimiser steps in a row without
+    a finite gradient: such steps change nothing, so what is left are the last good weights.
+    """
+
+    def __init__(self, optimizer, config, saved, on_step):
+        self.optimizer, self.saved, self.on_step = optimizer, saved, on_step
+        self.begin, self.end, self.log = -config.warmup, config.steps, []
+        self.last, self.cost = time.perf_counter(), 0.0
+        if saved and saved.exists():
+            self._load()
+        for record in self.log:
+            on_step(record)
+
+    def __iter__(self):
+        done = len(self.log)
+        with tqdm(desc="training", unit="step", initial=done, total=self.end - self.begin) as self.bar:
+            for step in range(self.begin + done, self.end):
+                if self.optimizer.skipped >= PATIENCE:
+                    break
+                self.step = step
+                yield step
+
+    def record(self, **metrics):
+        self.log.append({"step": self.step, **metrics, "skipped": self.optimizer.skipped})
+        self.on_step(self.log[-1])
+        shown = ("supervised_loss", "reward", "malformed")
+        self.bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown if name in metrics}, refresh=False)
+        self.bar.update()
+        # a twentieth of the time at most goes into it
+        if self.saved and first() and time.perf_counter() - self.last > 20 * self.cost:
+            start = time.perf_counter()
+            self._save()
+            self.last = time.perf_counter()
+            self.cost = self.last - start
+
+    def _parts(self):
+        return {"adam": self.optimizer.adam, "schedule": self.optimizer.schedule, "scaler": self.optimizer.scaler}
+
+    def _save(self):
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"weights": [p.detach() for p in self.optimizer.params], "log": self.log}
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(self.saved, [content.getvalue()])
+
+    def _load(self):
+        try:
+            state = torch.load(self.saved, weights_only=True)  # tensors and numbers, nothing that runs
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            for p, value in zip(self.optimizer.params, state["weights"], strict=True):
+                p.data.copy_(value)
+            self.log = state["log"]
+            self.optimizer.skipped = self.log[-1]["skipped"]
+        except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
+            why = str(error).split("\n")[0][:100]
+            raise ValueError(f"{self.saved} is damaged: delete it, and training begins again ({why})") from None
+
+
+def micro_batches(completions, limit, questions=0):
+    """Cut a step, Q groups of completions, into backward passes of at most `limit` tokens, or one completion.
+
+    questions: so many questions each instead, 0: as many as fit. -> lists of (question, its completions' places)
+    """
+    parts, used = [], 0
+    for q, group in enumerate(completions):
+        at_once = max(1, limit // max(map(len, group)))
+        for start in range(0, len(group), at_once):
+            places = range(start, min(start + at_once, len(group)))
+            tokens = sum(len(x) for x in {tuple(group[g]) for g in places})  # equal ones are scored once
+            if not parts or used + tokens > limit or questions and q >= parts[-1][0][0] + questions:
+                parts.append([])
+                used = 0
+            parts[-1].append((q, places))
+            used += tokens
+    return parts
+
+
+def correlation(pairs):
+    """Pearson correlation of (mean stated confidence, target) over the questions of a step; None if undefined."""
+    x = np.array(pairs).T
+    # the mean of equal numbers is not always that number: a spread of rounding errors is none
+    return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (np.ptp(x, axis=1) > 1e-9).all() else None
+
+
+def measures(rewards, confidence, chosen):
+    """What the rollouts of a step are like, of all processes. (Q, G), Q lists of G, all chosen Items -> dict"""
+    rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(confidence)
+    stated = [[c for c in group if c is not None] for group in confidence]
+    numbers = sum(stated, [])
+    return {
+        "reward": float(rewards.mean()),
+        "malformed": 1 - len(numbers) / rewards.size,
+        "mean_confidence": float(np.mean(numbers)) if numbers else None,
+        "distinct": len(set(numbers)),
+        "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
+        "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
+    }
