@@ -1,7 +1,7 @@
-# The four commands that people repeat; `make venv` once, before them.
+# The commands that people repeat; `make venv` once, before them.
 PYTHON ?= python
 
-.PHONY: venv toy test lint page
+.PHONY: venv toy test slow lint
 
 venv:  ## everything that the commands below need
 	$(PYTHON) -m pip install -r requirements-dev.txt
@@ -9,11 +9,11 @@ venv:  ## everything that the commands below need
 toy:  ## the whole method on the invented world, about two minutes
 	$(PYTHON) calunc.py
 
-test:  ## all tests, on a CPU
+test:  ## the fast tests, on a CPU, about three minutes
 	$(PYTHON) -m pytest
+
+slow:  ## those that kill processes, open a browser, compare with other libraries, or fuzz
+	$(PYTHON) -m pytest tests/slow
 
 lint:
 	$(PYTHON) -m ruff check .
-
-page:  ## docs/walkthrough.md again, from its numbers
-	$(PYTHON) scripts/walkthrough.py write

@@ -8,6 +8,8 @@
 The pipeline, top to bottom: `sample` answers, `calibrate` their entropy into P(correct), `train` the model to say that
 number in one short generation, `eval` what it says. Each stage reads the files of the one before from the run folder
 and is skipped when its own are there and were made with the same settings.
+
+From infra: cli (flags, what is done already), setup (questions, model), parallel (Journal, processes), files.first.
 """
 
 from infra import cli

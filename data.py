@@ -75,10 +75,7 @@ def from_hub(name, held_out=False, rows=None):
 
 
 def from_jsonl(path):
-    """JSONL with `question` and `answers` (optional: `id`, `family`) -> questions.
-
-    Raises ValueError that names the file and the line.
-    """
+    """JSONL of `question`, `answers` (and `id`, `family`) -> questions. Raises ValueError with file and line."""
     stem, questions, seen = Path(path).stem, [], set()
     for number, (where, row) in enumerate(read_questions(path), 1):
         row = {"id": f"{stem}-{number}", "family": stem} | {k: v for k, v in row.items() if v is not None}
@@ -93,17 +90,16 @@ def from_jsonl(path):
 
 
 def files_of(names):
-    """The files that a list of names is read from. -> {name: path}"""
-    names = map(str.strip, names.split(","))
-    found = {name: FACTS if name.partition(":")[0] == "facts" else Path(name) for name in names}
+    """-> {name: path} of those in a comma-separated list that are files, or parts of one."""
+    found = {n: FACTS if n.partition(":")[0] == "facts" else Path(n) for n in map(str.strip, names.split(","))}
     return {name: path for name, path in found.items() if path.is_file()}
 
 
 def load(name, held_out=False):
-    """A comma-separated list of names -> questions. A name is `facts`, a hub set, a path, or `facts:FAMILY`.
+    """A comma-separated list of names -> questions. A name is `facts`, `facts:FAMILY`, a hub set, or a path.
 
-    held_out: read a hub set's validation or test split instead of its training split. Raises ValueError for an unknown
-    name, with the nearest known one.
+    held_out: read the validation or test split of a hub set, not "train". Raises ValueError that names the nearest
+    known name for an unknown one, and for a name that occurs twice.
     """
     questions, parts = {}, [part.strip() for part in name.split(",")]
     for part in parts:
@@ -178,8 +174,7 @@ class Prompt:
     """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
 
     The second turn asks `ask`, in chat form alone, and begins with `label`; examples: question, answer, and what
-    follows the label. A question or an answer is no more than that, whatever is in it: it ends no turn, and the names
-    of special tokens are ordinary characters.
+    follows the label. No question or answer ends a turn: names of special tokens in it are ordinary characters.
     """
 
     lm: object
@@ -201,9 +196,9 @@ class Prompt:
     def confidence(self, question, answer, reason=False):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
 
-        The context begins with `answer(question)`, so that what was read to answer need not be read again. The base
-        model reads it; the adapter is on from the turn on. What comes next is a percentage, or the reasoning. They are
-        encoded apart, so that no token stands across the border.
+        The context begins with `answer(question)`, which need not be read again. The base model reads it; the adapter
+        is on from the turn on. A percentage or the reasoning comes next. The pieces are encoded apart, so that no token
+        stands across a border.
         """
         context = self.answer(question)
         if self.style == "chat":
@@ -216,7 +211,7 @@ class Prompt:
         return context + self.lm.proceed(f" {self._line(answer)}"), turn
 
     def after_reasoning(self, thought):
-        """Forced after the reasoning, on a line of its own; not the model's choice, so it is no part of the loss."""
+        """What is forced after the reasoning, on a line of its own. The model did not choose it: the loss has none."""
         return self.lm.proceed(("" if self.lm.decode(thought).endswith("\n") else "\n") + self.label)
 
     def _line(self, text):
@@ -224,25 +219,21 @@ class Prompt:
         return self.lm.plain(" ".join(text.splitlines()))
 
     def _chat(self, turns):
-        messages = []
-        for user, assistant in turns:
-            messages.append({"role": "user", "content": user})
-            if assistant is not None:
-                messages.append({"role": "assistant", "content": assistant})
+        messages = [{"role": role, "content": text} for pair in turns
+                    for role, text in zip(("user", "assistant"), pair, strict=True) if text is not None]  # fmt: skip
         return self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
                                                      enable_thinking=False)  # fmt: skip
 
 
 def clean_answer(text):
     """The answer is the first line of what was generated."""
-    lines = text.strip().splitlines()
-    return lines[0].strip() if lines else ""
+    return next(iter(text.strip().splitlines()), "").strip()
 
 
 def parse_confidence(text):
-    """"Confidence: 73%" -> 0.73; None unless the text states one number from 0 to 100 once, with a percent sign.
+    """-> 0.73 for "Confidence: 73%"; None unless the text states one number from 0 to 100 once, with a percent sign.
 
-    Nothing but blanks or a full stop may follow the number. Only ASCII digits count.
+    Nothing but blanks and full stops may follow the number. Only ASCII digits count.
     """
     _, label, after = text.partition(LABEL)
     match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s?%[\s.]*", after)

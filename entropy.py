@@ -5,20 +5,19 @@
     rho = K / n                              a density matrix: positive semi-definite, trace 1
     H = -tr(rho log rho) = -sum_k lambda_k log lambda_k      in nats, 0 <= H <= log n
 
-n answers that all mean the same give H = 0; n answers with nothing in common give log n under "cosine". Under
-"rbf" the kernel between orthogonal unit vectors is exp(-2 gamma), not 0, so H stays below that: 2.239 instead
-of log 10 = 2.303 for n = 10 and gamma = 1.
+n answers that all mean the same give H = 0; n answers with nothing in common give log n under "cosine". Under "rbf" the
+kernel between orthogonal unit vectors is exp(-2 gamma), not 0, so H stays below log n: 2.239 instead of 2.303 for
+n = 10 and gamma = 1.
 
 Source: the von Neumann entropy of a kernel Gram matrix, Bach, "Information Theory with Kernel Methods", 2022
 (arXiv 2202.08545), used on sampled answers by "Spectral Uncertainty", arXiv 2509.22272.
 
-The bias: this is a plug-in estimate. It is biased low and grows with n (by about (m - 1) / 2n for m distinct
-meanings: meanings of probability .5, .25, .15, .1 give 0.66 on average at n = 3, 1.03 at 10 and 1.20 at 200,
-"cosine", against a true 1.21). So entropies of different n do not compare, and a calibrator fitted at one n
-is wrong at another.
+The bias: this plug-in estimate is too low, by about (m - 1) / 2n for m distinct meanings, and grows with n. Meanings of
+probability .5, .25, .15, .1 give 0.66 on average at n = 3, 1.03 at 10 and 1.20 at 200 ("cosine"); the truth is 1.21.
+So entropies of different n do not compare, and a calibrator fitted at one n is wrong at another.
 
-Left out: bias corrections, because Platt scaling at a fixed n absorbs the mean bias; other kernels, and
-per-answer weights, because each sample already counts once per draw.
+Left out: bias corrections, because Platt scaling at a fixed n absorbs the mean bias; other kernels; and weights of
+answers, because each sample already counts once per draw.
 """
 
 import numpy as np
@@ -30,12 +29,10 @@ CHUNK = 2**18  # numbers at a time
 def gram(embeddings, kernel="rbf", gamma=1.0):
     """Kernel Gram matrix of sentence embeddings. (..., n, d) -> (..., n, n) float64, unit diagonal.
 
-    kernel: "rbf", or "cosine": plain e_i . e_j, in [-1, 1]. As a Gram matrix of unit vectors it is positive
-        semi-definite; opposite vectors share a direction, so a pair of them has entropy 0.
-    gamma: inverse squared length scale of the rbf kernel, positive; no unit, as the vectors have length 1.
-        "cosine" ignores it.
-    Raises ValueError: unknown kernel, gamma not positive, a shape that is not (..., n, d), a zero or
-        non-finite vector.
+    kernel: "rbf", or "cosine": e_i . e_j, in [-1, 1]. Opposite vectors share a direction, so that a pair of them has
+        entropy 0 under "cosine".
+    gamma: inverse squared length scale of "rbf", positive; it has no unit, because the vectors have length 1.
+    Raises ValueError: unknown kernel, gamma not positive, a shape that is not (..., n, d), a zero or non-finite vector.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
@@ -63,8 +60,8 @@ def gram(embeddings, kernel="rbf", gamma=1.0):
 def grams(embeddings, kernel="rbf", gamma=1.0):
     """gram(...) of many questions. (N, n, d) -> (N, n, n) float64; N at least 1.
 
-    In chunks that fit a processor's cache: no more memory than the embeddings have, and several times the speed.
-    Raises ValueError as `gram` does.
+    It works in chunks that fit a processor's cache, which takes less memory than the embeddings and is several times as
+    fast. Raises ValueError as `gram` does.
     """
     rows = max(1, CHUNK // (np.size(embeddings[0]) or 1))
     return np.concatenate([gram(embeddings[i : i + rows], kernel, gamma) for i in range(0, len(embeddings), rows)])
@@ -73,8 +70,7 @@ def grams(embeddings, kernel="rbf", gamma=1.0):
 def von_neumann(gram):
     """Von Neumann entropy of K/n. (..., n, n) -> (...) float64, in nats, from 0 to log n.
 
-    Raises ValueError: not square, not finite, or a diagonal that is not 1 (K/n would not be a density
-    matrix).
+    Raises ValueError: not square, not finite, or a diagonal that is not 1 (K/n would be no density matrix).
     """
     k = np.asarray(gram, dtype=np.float64)
     if k.ndim < 2 or k.shape[-1] != k.shape[-2] or k.shape[-1] == 0:

@@ -11,11 +11,9 @@ several times faster for short completions; `LM.engine` chooses.
 Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that its
 samples do not come from softmax(logits / temperature).
 
-From infra: models.find and models.refused (one sentence for what cannot be loaded), text.Text (encoding).
+From infra: cache (forks), models (loading, refusing), text (encoding), files.seed_of.
 """
 
-import functools
-import hashlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -23,12 +21,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from infra.cache import fork, keep
-from infra.models import find, refused
-from infra.text import Text
+from infra.files import seed_of  # noqa: F401, used with this module
+from infra.models import check_context, find, load_pretrained  # noqa: F401, find too
+from infra.text import Text, stop_ids  # noqa: F401, the same
 from lora import adapter
 
 logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
@@ -60,18 +59,15 @@ class LM(Text):
         """The module that samples and scores completions of at most so many tokens: this one, or infra.sharing."""
         return self.sharing if self.sharing and tokens <= self.longest_shared else sys.modules[__name__]
 
-    @functools.cached_property
-    def _parameters(self):
-        return inspect.signature(self.model.forward).parameters
-
     def forward(self, ids, mask, cache, keep=0):
         """Feed each row T more tokens; its cache grows by them. ids (R, T) -> logits (R, T, V), or of the last `keep`.
 
         mask: 1 on real tokens and 0 on padding, in the cache and in ids, (R, C + T).
         """
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        optional = {"position_ids": positions, "logits_to_keep": keep}  # ALiBi has no positions
-        optional = {name: value for name, value in optional.items() if name in self._parameters}
+        accepted = inspect.signature(self.model.forward).parameters  # ALiBi has no positions
+        optional = {"position_ids": positions, "logits_to_keep": keep}
+        optional = {name: value for name, value in optional.items() if name in accepted}
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **optional)
         return out.logits[:, -keep:]
 
@@ -82,18 +78,7 @@ def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelFo
     Weights come from safetensors files alone, and no code from the folder is run. Evaluation mode switches dropout off
     for good: GPT-2's default of 0.1 would make the ratio of new to old probabilities random.
     """
-    find(name_or_path)
-    with refused(f"{name_or_path} has no readable tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
-        raise ValueError(f"{name_or_path} has no tokenizer")
-    with refused(name_or_path):
-        model, found = auto_class.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-    missing = [name for name in sorted(found["missing_keys"]) if "pooler" not in name]  # which nothing here uses
-    if missing:
-        raise ValueError(f"{name_or_path} lacks {len(missing)} of its weights, as {missing[0]}")
+    model, tokenizer = load_pretrained(name_or_path, auto_class, dtype)
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
 
 
@@ -124,14 +109,6 @@ def real(prompts, columns, more, device):
     return (torch.arange(columns + more, device=device) >= padding).long()
 
 
-def check_context(lm, prompts, more=0):
-    """Raises ValueError where a prompt and `more` tokens exceed the model's context."""
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if context and longest + more > context:
-        raise ValueError(f"a prompt of {longest} tokens and {more} new ones exceed the model's context of {context}")
-
-
 def read(lm, prompts):
     """Q lists of token ids -> Read; what all of them begin with is read once. Gradients flow where they are on."""
     limit = min(map(len, prompts)) - 1  # each prompt keeps a token of its own
@@ -145,37 +122,24 @@ def read(lm, prompts):
 def read_on(lm, before, rows, prompts):
     """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read. -> Read
 
-    Every row is fed T tokens, as many as the longest has new. A row with fewer has the end of its cache cut off, the
-    rest moved to the right, and reads that end again: so there is no padding between its tokens.
+    Every row is fed T tokens, as many as the longest has new. A row with fewer is fed padding first, and its cache is
+    moved to the right, over it: so there is no padding between its tokens.
     """
     check_context(lm, prompts)
-    new = [len(p) - len(before.prompts[r]) for p, r in zip(prompts, rows, strict=True)]
-    columns, width = before.cache.get_seq_length(), max(new)
-    cut = torch.tensor([width - n for n in new], device=lm.device)
-    cache = fork(before.cache, torch.tensor(rows, device=lm.device), cut)
-    ids = torch.tensor([[0] * (width - len(p)) + p[-width:] for p in prompts], device=lm.device)  # (R, T)
-    mask = real(prompts, columns + width, 0, lm.device)
-    return Read(prompts, cache, lm.forward(ids, mask, cache, keep=1)[:, 0])
+    new = [p[len(before.prompts[r]) :] for p, r in zip(prompts, rows, strict=True)]
+    columns, width = before.cache.get_seq_length(), max(map(len, new))
+    if not width:
+        return before.some(rows)
+    shift = torch.tensor([width - len(x) for x in new], device=lm.device)
+    cache = fork(before.cache, torch.tensor(rows, device=lm.device), shift if shift.any() else None)
+    ids = torch.tensor([[0] * (width - len(x)) + x for x in new], device=lm.device)  # (R, T)
+    last = lm.forward(ids, real(prompts, columns + width, 0, lm.device), cache, keep=1)[:, 0]
+    if not all(new):  # a row without new tokens ends as before
+        last = torch.where((shift < width)[:, None], last, before.last[rows])
+    return Read(prompts, cache, last)
 
 
 # ---- sample and score -------------------------------------------------------------------------------------------
-
-
-def seed_of(*parts):
-    """A seed from names and numbers, the same in every process (Python's own `hash` is salted)."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")
-
-
-@functools.lru_cache(maxsize=4)  # not all models that ever were
-def stop_ids(lm, characters="\n"):
-    """The tokens that end a completion: every eos of the model and every token that contains one of `characters`."""
-    eos = {lm.tokenizer.eos_token_id}
-    for config in (lm.model.generation_config, lm.model.config.get_text_config()):
-        ids = getattr(config, "eos_token_id", None)
-        eos |= set(ids) if isinstance(ids, list | tuple) else {ids}
-    texts = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
-    found = {i for i, text in enumerate(texts) if any(c in text for c in characters)}
-    return frozenset(found | {i for i in eos if isinstance(i, int)})
 
 
 def uniform(seeds, n, tokens, device):
@@ -271,11 +235,15 @@ def load_embedder(name_or_path, lm):
 
 @torch.no_grad()
 def embed(embedder, texts, batch_size=256):
-    """Sentences -> (N, d) float32 numpy array of unit length: the mean of the last hidden states over the tokens."""
+    """Sentences -> (N, d) float32 numpy array of unit length, of the last hidden states.
+
+    Of a sentence encoder their mean over the tokens; of a language model that of the last token, which alone has seen
+    the whole sentence (and which is never BOS, whose state says nothing).
+    """
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
-    # a language model knows words by the blank before them
-    blank = " " if embedder.model.get_output_embeddings() is not None else ""
+    causal = embedder.model.get_output_embeddings() is not None
+    blank = " " if causal else ""  # a language model knows words by the blank before them
     found = {}
     for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]
@@ -285,6 +253,6 @@ def embed(embedder, texts, batch_size=256):
         padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)
         with adapter(embedder, False):
             hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        found.update(zip(batch, F.normalize(mean, dim=-1).cpu(), strict=True))
+        counted = F.one_hot(mask.sum(1) - 1, width) if causal else mask  # (N, T)
+        found.update(zip(batch, F.normalize((hidden * counted[..., None]).sum(1), dim=-1).cpu(), strict=True))
     return torch.stack([found[text] for text in texts]).numpy()

@@ -2,13 +2,15 @@
 
     y = W x + (alpha / r) B A x        W frozen (d_out, d_in), A (r, d_in), B (d_out, r)
 
-B starts at zero, so nothing changes at first; with the adapter off the model is exactly the base model, which is why
-training the confidence cannot change the answers. The base model reads the question and the answer, and the adapter is
-on from the confidence turn on: an "activated LoRA". What was read once serves all rollouts, updates and the reference,
-without any gradient. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch it on.
+B starts at zero, so nothing changes at first. With the adapter off the model is exactly the base model: training the
+confidence cannot change the answers. The base model reads the question and the answer, and the adapter is on from the
+confidence turn on: an "activated LoRA". So what was read once serves all rollouts, updates and the reference, without a
+gradient. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch the adapter on.
 
 Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
 biases, and adapters on the embedding and on the output head, which is often tied to it.
+
+From infra: files.write_whole.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from infra.files import write_whole
 
 
 class LoRA(nn.Module):
-    """A frozen nn.Linear or GPT-2 Conv1D with a low-rank update; B starts at zero, so nothing changes at first."""
+    """A frozen nn.Linear or GPT-2 Conv1D with a low-rank update."""
 
     def __init__(self, base, rank, alpha):
         super().__init__()
@@ -43,10 +45,7 @@ class LoRA(nn.Module):
 
 
 def add_lora(lm, rank=16, alpha=32, seed=0):
-    """Put a LoRA on every linear map of the transformer blocks; returns the list of trainable parameters.
-
-    The output head stays as it is: it is often tied to the embedding.
-    """
+    """Put a LoRA on every linear map but the output head. -> list of trainable parameters"""
     head = lm.model.get_output_embeddings()
     found = [(n, m) for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     with torch.random.fork_rng(devices=[]):
@@ -63,7 +62,7 @@ def _loras(lm):
 
 @contextlib.contextmanager
 def adapter(lm, on):
-    """Switch the adapter on or off inside a `with` block. Off is exactly the base model."""
+    """Switch the adapter on or off inside a `with` block."""
     loras = list(_loras(lm).values())
     before = [module.on for module in loras]
     try:

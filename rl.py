@@ -148,10 +148,10 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0):
     """Let the model state its confidence in each answer, `group` times. -> Rollouts
 
     With reasoning > 0 it first writes up to that many tokens, to the end of the line; what is forced after them is no
-    action. So many questions at a time that their caches fit.
+    action. So many questions at a time that their caches and logits fit.
     """
     longest = max(map(len, asked.prompts)) + reasoning + 2 * NUMBER_TOKENS
-    at_once = max(1, CACHED // (longest * group)) if reasoning else len(asked.prompts)
+    at_once = max(1, min(CACHED // longest, lm.chunk) // (group if reasoning else 1))
     found = Rollouts([], [], [])
     for start in range(0, len(asked.prompts), at_once):
         rows = list(range(len(asked.prompts)))[start : start + at_once]
@@ -242,13 +242,6 @@ def amp_dtype(amp, device):
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-def batch_of(step, n, size, seed):
-    """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
-    places = range(step * size, (step + 1) * size)
-    order = {e: np.random.default_rng([seed, e]).permutation(n) for e in {i // n for i in places}}
-    return [int(order[i // n][i % n]) for i in places]
-
-
 def scorer(lm, tokens, config):
     """What scores completions of at most so many tokens; with --recompute it keeps no activations."""
     score = lm.engine(tokens).completion_logprobs
@@ -266,9 +259,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
     loop = Loop(optimizer, config, saved, on_step)
     for step in loop:  # the supervised steps of --warmup have negative numbers
         # questions: with the model's own answers, which the base model reads
-        order = ("warmup", step + config.warmup) if step < 0 else ("train", step)
-        size = min(config.questions, len(items))
-        chosen = [items[i] for i in batch_of(order[1], len(items), size, seed_of(config.seed, order[0]))]
+        chosen = loop.choose(items)
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
             asked = ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config)
@@ -277,11 +268,12 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
             continue
         # rollouts: G statements of each confidence
         seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
-        group, temperature = config.rollouts, config.rollout_temperature
+        temperature = config.rollout_temperature
         with optimizer.autocast():
-            batch = rollout(lm, prompt, asked, group, temperature, seeds, config.reasoning)
+            batch = rollout(lm, prompt, asked, config.rollouts, temperature, seeds, config.reasoning)
         # rewards, advantages
-        rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in zip(batch.confidence, mine, strict=True)])
+        groups = zip(batch.confidence, mine, strict=True)
+        rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
         advantages = group_advantages(rewards, config.advantage)  # (Q, G)
         # log-probabilities, loss, gradient, step
         score = scorer(lm, max(len(x) for group in batch.tokens for x in group), config)

@@ -1,14 +1,16 @@
 """A small world of invented facts whose probabilities are known, and a tiny GPT-2 that learns it in a minute or two.
 
-A question is a relation of a subject: "banner of Zorva". Nobody agrees on the answer: each question has four possible
-ones with known probabilities, reports in the training corpus are drawn from them, and the gold answer is one more
-draw. So P(correct) of every answer is known exactly, which no real data set allows.
+A question is a relation of a subject: "banner of Zorva". Each question has four possible answers with known
+probabilities. Reports in the training corpus are drawn from them, and the gold answer is one more draw. So P(correct)
+of every answer is known exactly, which no real data set allows.
 
-What makes a question easy is its top probability. Most of it is the *fame* of the subject: everybody agrees on the
-facts of a famous one. The rest is the relation. Fame is therefore the thing to discover: a student that reads it from
-the model's own activations can be calibrated on subjects and on relations that it was never trained on.
+The top probability makes a question easy. Most of it comes from the *fame* of the subject, the rest from the relation.
+So fame is what there is to discover: a student that reads it from the model's own activations can be calibrated on
+subjects and relations that it was never trained on.
 
-Six families (relations) share three kinds of answers. Three families are used for training, the others are unseen.
+Six families (relations) share three kinds of answers. Three families are for training, the others are unseen.
+
+From infra: models.save.
 """
 
 from dataclasses import dataclass
@@ -72,12 +74,11 @@ def world(seed=0, trained=700, unseen=300):
 
 
 def tokenizer(world):
-    """One token per word, per number and per line end, with its blank; decoding is concatenation."""
+    """One token per word, number and line end. A blank is a part of the token after it: decoding is concatenation."""
     words = ["<eos>", "<unk>", "\n", "Question:", "Answer:", "Confidence:", " of"]
     words += [" " + w for w in [*FAMILIES, *sum(KINDS.values(), []), *world.subject]]
     words += [f" {c}%" for c in range(0, 101, 5)]
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    # blanks stay with the word that they precede
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\n"), behavior="isolated")
     raw.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -86,10 +87,10 @@ def tokenizer(world):
 
 
 def corpus(world, tokenizer):
-    """Returns draw(n, rng) -> (n, 11) token ids: reports, each with a confidence that means nothing, and counting.
+    """-> draw(n, rng) -> (n, 11) token ids: reports, each with a confidence that means nothing, and counting.
 
-    One line in ten counts up or down in steps of 5%. A model that only ever saw meaningless percentages has nearly
-    the same embedding for all of them, and then no policy can tell them apart: real models know how to count.
+    One line in ten counts up or down in steps of 5%: real models know how to count. Without it the embeddings of all
+    percentages are nearly the same, and no policy can tell them apart.
     """
     vocab = tokenizer.get_vocab()
     answer = np.vectorize(lambda word: vocab[" " + word])(world.answers)  # (N, 4)
@@ -115,10 +116,7 @@ def corpus(world, tokenizer):
 
 
 def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
-    """A tiny GPT-2 and its tokenizer, trained from scratch on the corpus; about 0.6M parameters.
-
-    Fifteen batches of sixteen stop at the answer, the one thing in a report that is hard to learn.
-    """
+    """-> a tiny GPT-2 of about 0.6M parameters, trained from scratch on the corpus, and its tokenizer."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tok = tokenizer(world)
@@ -130,18 +128,16 @@ def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     draw = corpus(world, tok)
+    embedding = model.transformer.wte.weight
+    others = [p for p in model.parameters() if p is not embedding]
     # a fact is one row of the embedding, seen about a hundred times in all: it needs the larger steps
-    embedding = [model.transformer.wte.weight]
-    others = [p for p in model.parameters() if p is not embedding[0]]
-    optimizer = torch.optim.AdamW(
-        [{"params": embedding, "lr": 5 * lr}, {"params": others, "lr": lr}], betas=(0.9, 0.98), weight_decay=0.0,
-        fused=True,
-    )  # fmt: skip
+    groups = [{"params": [embedding], "lr": 5 * lr}, {"params": others, "lr": lr}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="toy: language model", unit="step")
     for step in bar:
         ids = torch.from_numpy(draw(batch, rng))  # (B, 11)
-        end = 11 if step % 16 == 0 else 7
+        end = 11 if step % 16 == 0 else 7  # mostly up to the answer, the one thing that is hard to learn
         # which question comes next cannot be learned, and its noise would drown the answer
         logits = model(input_ids=ids[:, : end - 1], logits_to_keep=end - 6).logits  # (B, 1 or 5, V), from "Answer:" on
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 6:end].flatten())

@@ -4,9 +4,9 @@
     python scripts/fetch_smollm2.py && python scripts/fetch_minilm.py
     python -m bench
 
-takes an hour and a half on two cores, most of it for what we compare with. `python -m bench sampling using` measures
-these two and only prints them. Whatever is compared takes turns; a ratio is the median of the ratios of five turns,
-with the lowest and the highest.
+takes two hours on two cores, most of it for what we compare with. `python -m bench sampling using` measures these two
+and only prints them. Whatever is compared takes turns; a ratio is the median of the ratios of five turns, with the
+lowest and the highest.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import arrays, growth, language, prediction
-from bench.setting import EMBEDDER, MODEL, ROOT, take_turns
+from bench import arrays, growth, language, prediction, setting
+from bench.setting import EMBEDDER, MODEL, ROOT, matmul_flops, take_turns
+from infra.folder import Run
 from report import environment
-from run import Run
-from tables import fill
+from report.tables import fill
 
 PEERS = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "scikit-learn", "torchmetrics")
 
@@ -47,12 +47,13 @@ def toy_pipeline():
 
 TABLES = {
     "sampling": language.sampling, "step": language.group_step, "lean": language.lean_step, "scoring": language.scoring,
-    "training": language.training_step, "entropies": arrays.entropies, "calibration": arrays.calibration,
-    "evaluation": arrays.evaluation, "using": language.using, "help": help_text, "toy": toy_pipeline,
+    "thought": language.thought, "training": language.training_step, "using": language.using,
+    "entropies": arrays.entropies, "calibration": arrays.calibration, "evaluation": arrays.evaluation,
+    "help": help_text, "toy": toy_pipeline,
 }  # fmt: skip
 
 
-NEED_A_MODEL = ("sampling", "step", "lean", "scoring", "training", "using", "growth", "prediction")
+NEED_A_MODEL = ("sampling", "step", "lean", "scoring", "thought", "training", "using", "growth", "prediction")
 
 
 def line(row):
@@ -89,18 +90,17 @@ def page(found):
         f"{machine['matmul_gflops']:.0f} GFLOP/s. Python {machine['python']}, {packages}. Seeds are 0.", "",
         "Peer: what stands last in the work. Result: how many times faster (or, in tokens, fewer) we are, the median "
         "of the ratios of five turns, with the lowest and the highest; below 1, slower. Or a share, or seconds. "
-        "Useful: without padding. Each comparison was made in one run, not all of them in the same.", "",
+        "Each comparison was made in one run, not all of them in the same.", "",
         "| work | target | result | | ours | peer | notes, ours first |", "|---|---|---:|---|---:|---:|---|",
         *(line(row) for name in TABLES for row in found["tables"].get(name, [])), "",
-        "What was missed: a loop of eigvalsh is fast already; our entropies spend most of their time in the same "
-        "eigvalsh and in the inner products. And our own sampler makes ten samples cheap: it reads a question once for "
-        "all of them, and what is left is mostly reading, which answer and confidence did twice when this was "
-        "measured, with two prompts; now they share one.", "",
+        "A loop of eigvalsh is fast already: our entropies spend most of their time in the same eigvalsh and in the "
+        "inner products. Our own sampler makes ten samples cheap, because it reads a question once for all of them; "
+        "what is left is mostly reading, which answer and confidence need too.", "",
         "## How cost grows", "", "Medians of five.", "", *growth.lines(found["growth"]), "",
         "![](bench-growth.png)", "",
         "## What other models would cost", "", *found["prediction"], "",
-        "Predicted from the work that was counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
-        "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the useful "
+        "Predicted from the operations that were counted for 48 few-shot questions with SmolLM2: stage 1 is one answer "
+        "and 10 samples a question, stage 3 one pass over the questions with 16 rollouts each. This CPU: at the "
         f"FLOP/s that were measured ({found['speed']}). One GPU: at an assumed {prediction.GPU / 1e12:.0f} TFLOP/s; "
         "not measured, and a lower bound, as sampling waits for memory rather than for arithmetic.", "",
         "The same for a published run, which had other questions, an older version, and in stage 3 one core:", "",
@@ -122,15 +122,17 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(every)} (default: all)")
     parser.add_argument("--merge", action="store_true", help="with names: write the numbers beside those in results/ "
                         "that were measured before, which should be on the same machine")  # fmt: skip
+    parser.add_argument("--turns", type=int, default=setting.TURNS, help="fewer, to see that it runs; only printed")
     args = parser.parse_args()
-    names, write = args.names or every, args.merge or not args.names
+    names, write = args.names or every, args.turns == setting.TURNS and (args.merge or not args.names)
+    setting.TURNS = args.turns
     if unknown := set(names) - set(every):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}: choose from {', '.join(every)}")
     if set(names) & set(NEED_A_MODEL) and not (Path(MODEL).exists() and Path(EMBEDDER).exists()):
         parser.error("run scripts/fetch_smollm2.py and scripts/fetch_minilm.py first")
     results = Run(ROOT / "results")
     found = results.read("bench.json") if args.merge else {"tables": {}}
-    found |= {"environment": environment(), **hardware()}
+    found |= {"environment": environment() | {"matmul_gflops": matmul_flops() / 1e9}, **hardware()}
     found["versions"] = {name: version(name) for name in PEERS}
     for name in names:
         if name in TABLES:
@@ -141,7 +143,7 @@ def main():
             print(*growth.lines(found["growth"]), sep="\n", flush=True)
         else:
             pieces = prediction.measure()
-            speed = {s: pieces[s]["flops"] / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
+            speed = {s: sum(pieces[s]["flops"].values()) / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
             found["speed"] = ", ".join(f"{s}: {value:.0f} GFLOP/s" for s, value in speed.items())
             found |= {"prediction": prediction.table(pieces, found["memory"]), "check": prediction.check(pieces)}
             print(*found["prediction"], *found["check"], sep="\n", flush=True)
@@ -151,7 +153,7 @@ def main():
         return
     results.write("bench.md", page(found))
     growth.draw(found["growth"], results.path("bench-growth.png"))
-    fill(ROOT / "README.md", "bench:cost", "\n".join([*found["prediction"], "", *found["check"]]))
+    fill(ROOT / "docs" / "cost.md", "bench:cost", "\n".join([*found["prediction"], "", *found["check"]]))
 
 
 if __name__ == "__main__":

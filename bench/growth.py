@@ -6,26 +6,24 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-import amp
 import lm
 import lora
 import rl
-import statements
-from bench.setting import MODEL, fewshot_questions, take_turns
+from bench.setting import fewshot_questions, load, take_turns, train
 from settings import Config
 
 QUESTIONS, SAMPLES, GROUP, LENGTH = (8, 16, 32, 64), (5, 10, 20, 40), (8, 16, 32, 64), (64, 128, 256, 512)
 
 
 def measure():
-    """-> {what is doubled: {size, as text: median seconds of five}}"""
-    model = lm.load(MODEL)
+    """-> {what is doubled: {size, as text: median seconds}}"""
+    model = load()
     stop = lm.stop_ids(model, "\n")
     prompt, questions = fewshot_questions(model, max(QUESTIONS))
     prompts = [prompt.answer(q.question) for q in questions]
 
     def sample(ids, n):
-        return lambda: lm.sample(model, ids, [1.0] * n, 16, stop, list(range(len(ids))))
+        return lambda: model.engine(16).sample(model, ids, [1.0] * n, 16, stop, list(range(len(ids))))
 
     def beginnings(length):
         return [p[:length] for p in random]
@@ -39,17 +37,11 @@ def measure():
     found = {label: _medians(functions) for label, functions in panels.items()}
 
     lora.add_lora(model)
-    config = Config(amp="off", kl=0.03)
-    optimizer, pairs = amp.Optimizer(model, config, 1000), [(q.question, q.answers[0]) for q in questions[:8]]
+    items = [rl.Item(q.question, q.answers[0], i / 7, 1) for i, q in enumerate(questions[:8])]
 
     def step(group):
-        def run():
-            asked = statements.ask(model, prompt, pairs)
-            batch = statements.rollout(model, prompt, asked, group, 1.0, list(range(8)))
-            rewards = np.random.default_rng(0).random((8, group))
-            rl.update(model, batch, rl.group_advantages(rewards), config, optimizer)
-
-        return run
+        config = Config(steps=1, questions=8, rollouts=group, amp="off", kl=0.03)
+        return lambda: train(model, prompt, items, config)
 
     found["rollouts of a group, in a training step of 8 questions"] = _medians({n: step(n) for n in GROUP})
     return found

@@ -4,7 +4,7 @@ The work is that of stage 3: 12 prompts of about 140 tokens x 16 completions of 
 linear map, no divergence term, one update. TRL reads each prompt for each completion, with the adapter on; we read
 it once, with the adapter off, which is what calunc trains. The processes take turns; no turn is left out.
 
-    python -m bench.grpo ours
+    python -m bench.grpo ours ENGINE
     python -m bench.grpo trl BATCH CHECKPOINTING
 """
 
@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from bench.setting import MODEL, ROOT, fewshot_questions
+from bench.setting import MODEL, ROOT, fewshot_questions, load, train
 
 QUESTIONS, GROUP, TOKENS, RANK, LR = 12, 16, 6, 16, 1e-4
 
@@ -37,37 +37,43 @@ def say(**what):
     print("> " + json.dumps(what), flush=True)
 
 
-def problem():
-    import lm
+class Turns:
+    """The clock of a step, which waits for its turn."""
 
-    model = lm.load(MODEL)
+    def begin(self):
+        wait()
+        self.start = time.perf_counter()
+
+    def end(self):
+        say(seconds=time.perf_counter() - self.start, peak=peak())
+
+
+def problem(engine="auto"):
+    model = load(engine)
     prompt, questions = fewshot_questions(model, QUESTIONS)
     targets = np.random.default_rng(0).random(QUESTIONS).tolist()
     return model, prompt, [(q.question, q.answers[0], p) for q, p in zip(questions, targets, strict=True)]
 
 
-def ours():
-    import amp
+def ours(engine):
     import lora
     import rl
-    import statements
     from settings import Config
 
-    model, prompt, items = problem()
+    assert TOKENS == rl.NUMBER_TOKENS
+    model, prompt, items = problem(engine)
     lora.add_lora(model, RANK, 2 * RANK)
-    config = Config(questions=QUESTIONS, rollouts=GROUP, lr=LR, kl=0.0, amp="off", micro_batch=4)
-    optimizer = amp.Optimizer(model, config, 1000)
+    config = Config(steps=10**6, questions=QUESTIONS, rollouts=GROUP, lr=LR, kl=0.0, amp="off", micro_batch=4)
+    turns = Turns()
+
+    def on_step(_):
+        turns.end()
+        turns.begin()
+
     say(ready=True)
-    for step in range(10**9):
-        wait()
-        start = time.perf_counter()
-        seeds = range(step * QUESTIONS, (step + 1) * QUESTIONS)
-        asked = statements.ask(model, prompt, [(q, a) for q, a, _ in items])
-        batch = statements.rollout(model, prompt, asked, GROUP, 1.0, list(seeds), number_tokens=TOKENS)
-        pairs = zip(batch.confidence, items, strict=True)
-        rewards = [[rl.calibration_reward(c, p) for c in group] for group, (_, _, p) in pairs]
-        rl.update(model, batch, rl.group_advantages(rewards), config, optimizer)
-        say(seconds=time.perf_counter() - start, peak=peak())
+    turns.begin()
+    items = [rl.Item(q, a, p, 1) for q, a, p in items]
+    train(model, prompt, items, config, on_step)
 
 
 def trl(batch, checkpointing):
@@ -77,31 +83,29 @@ def trl(batch, checkpointing):
     from trl import GRPOConfig, GRPOTrainer
 
     import lm
-    import rl
-    from data import LABEL, parse_confidence
+    from beyond.rewards import trl_reward
 
     model, prompt, items = problem()
     texts = [model.tokenizer.decode(sum(prompt.confidence(q, a), [])) for q, a, _ in items]
     stop = sorted(lm.stop_ids(model, "\n%"))
     del model, prompt  # TRL loads its own
     lm.stop_ids.cache_clear()
+    turns = Turns()
 
     def reward(completions, target, **_):
         """What ours sees is cut at the first stop token, so TRL's text is cut there too."""
-        said = [parse_confidence(LABEL + c.split("\n")[0]) for c in completions]
-        return [rl.calibration_reward(c, p) for c, p in zip(said, target, strict=True)]
+        return trl_reward([c.split("\n")[0] for c in completions], target)
 
-    class Turns(transformers.TrainerCallback):
+    class Callback(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):
-            wait()
-            self.start = time.perf_counter()
+            turns.begin()
 
         def on_step_end(self, *_, **__):
-            say(seconds=time.perf_counter() - self.start, peak=peak())
+            turns.end()
 
     maps = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
     trainer = GRPOTrainer(
-        model=MODEL, reward_funcs=reward, callbacks=[Turns()],
+        model=MODEL, reward_funcs=reward, callbacks=[Callback()],
         train_dataset=Dataset.from_dict({"prompt": texts, "target": [p for _, _, p in items]}),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=maps, task_type="CAUSAL_LM"),
         args=GRPOConfig(
@@ -151,6 +155,6 @@ def measure(kinds, repetitions):
 
 if __name__ == "__main__":
     if sys.argv[1] == "ours":
-        ours()
+        ours(sys.argv[2])
     else:
         trl(int(sys.argv[2]), sys.argv[3] == "on")

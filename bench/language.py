@@ -1,24 +1,25 @@
-"""Sampling, scoring, training and using, with a real model, against what a user would otherwise run."""
+"""Sampling, scoring, training and using, with a real model, against what a user would otherwise run.
+
+Rows named by an engine were made with it alone (infra/sharing.py or lm.py); the others with the one that calunc picks.
+"""
 
 import statistics
-import time
 
 import torch
 
-import amp
-import cost
 import data
 import entropy
 import lm
 import lora
 import rl
-import statements
-from bench import grpo
-from bench.setting import EMBEDDER, MODEL, compared, fewshot_questions, take_turns
-from prefix import Read
+import use
+from bench import grpo, setting
+from bench.prediction import counted
+from bench.setting import EMBEDDER, compared, fewshot_questions, load, matmul_flops, take_turns
 from settings import Config
 
 SAMPLES, ANSWER_TOKENS = 10, 16
+ENGINES = {"shared": "the shared engine", "plain": "the plain engine"}
 
 
 def generate(model, prompts, stop, n, **kwargs):
@@ -41,112 +42,177 @@ UNTRUNCATED = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
 def sampling():
     """10 answers each to 64 few-shot questions, against transformers' generate(num_return_sequences=10)."""
-    model = lm.load(MODEL)
+    model, tokens = load("shared"), {}
     prompt, questions = fewshot_questions(model, 64)
     prompts = sorted((prompt.answer(q.question) for q in questions), key=len)
-    stop, tokens = lm.stop_ids(model, "\n"), {}
+    stop = lm.stop_ids(model, "\n")
 
     def peer():
         torch.manual_seed(0)
         tokens["peer"] = sum(map(len, generate(model, prompts, stop, SAMPLES, **UNTRUNCATED)))
 
-    def ours():
-        drawn = lm.sample(model, prompts, [1.0] * SAMPLES, ANSWER_TOKENS, stop, list(range(len(prompts))))
-        tokens["ours"] = sum(len(c) for row in drawn for c in row)
+    def ours(name, engine):
+        def run():
+            drawn = engine.sample(model, prompts, [1.0] * SAMPLES, ANSWER_TOKENS, stop, list(range(len(prompts))))
+            tokens[name] = sum(len(c) for row in drawn for c in row)
 
-    seconds = take_turns({"peer": peer, "ours": ours}, warm_up=False)
-    each = {name: [s / tokens[name] for s in seconds[name]] for name in seconds}  # seconds a token
-    row = compared("10 answers each to 64 few-shot questions, tokens per second, generate", "≥ 4x", each)
-    return [row | dict(**seconds, note=f"{tokens['ours']} and {tokens['peer']} tokens")]
+        return run
+
+    seconds = take_turns({"peer": peer, "shared": ours("shared", model.sharing), "plain": ours("plain", lm)},
+                         warm_up=False)  # fmt: skip
+    rows, each = [], {name: [s / tokens[name] for s in seconds[name]] for name in seconds}  # seconds a token
+    for engine, target in (("shared", "≥ 8x"), ("plain", "")):
+        work = f"10 answers each to 64 few-shot questions, tokens per second of {ENGINES[engine]}, generate"
+        row = compared(work, target, {"ours": each[engine], "peer": each["peer"]})
+        note = f"{tokens[engine]} and {tokens['peer']} tokens"
+        rows.append(row | dict(ours=seconds[engine], peer=seconds["peer"], note=note))
+    return rows
+
+
+def adapted(engine="shared"):
+    """The model with an adapter that changes something: B starts at zero."""
+    model = load(engine)
+    for p in lora.add_lora(model):
+        p.data += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def gradient(model, logp):
+    """Of the sum of some log-probabilities, as one flat vector."""
+    logp.sum().backward()
+    found = torch.cat([p.grad.flatten() for p in model.model.parameters() if p.requires_grad])
+    model.model.zero_grad()
+    return found
 
 
 def scoring():
     """Log-probabilities and gradients of 4 prompts x 16 sampled completions, adapter on everywhere."""
-    model = lm.load(MODEL)
-    for p in lora.add_lora(model):
-        p.data += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))  # B starts at zero
+    model, found = adapted(), {}
     prompt, questions = fewshot_questions(model, 4)
     prompts = [sum(prompt.confidence(q.question, q.answers[0]), []) for q in questions]
     drawn = lm.sample(model, prompts, [1.0] * 16, 6, lm.stop_ids(model, "\n%"), list(range(len(prompts))))
-    found = {}
-
-    def backward(name, logp):
-        logp.sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.model.parameters() if p.requires_grad])
-        found[name] = found.get(name, 0) + gradient
-        model.model.zero_grad()
 
     def peer():
-        found.pop("peer", None)
+        found["peer"] = 0
         for p, group in zip(prompts, drawn, strict=True):  # 16 sequences at a time
             width = max(map(len, group))
             ids = torch.tensor([p + c + [0] * (width - len(c)) for c in group])
             mask = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in group])
             logits = model.model(input_ids=ids, logits_to_keep=width + 1).logits[:, :-1]
-            backward("peer", logits.log_softmax(-1).gather(2, ids[:, len(p) :, None])[..., 0] * mask)
+            logp = logits.log_softmax(-1).gather(2, ids[:, len(p) :, None])[..., 0] * mask
+            found["peer"] = found["peer"] + gradient(model, logp)
 
-    def ours():
-        found.pop("ours", None)
-        backward("ours", lm.completion_logprobs(model, prompts, drawn)[0])
+    def ours(name, engine):
+        def run():
+            found[name] = gradient(model, engine.completion_logprobs(model, prompts, drawn)[0])
 
-    seconds = take_turns({"peer": peer, "ours": ours})
-    error = (found["ours"] - found["peer"]).norm() / found["peer"].norm()
-    work = "log-probabilities and gradients of 4 prompts × 16 completions, each prompt repeated"
-    distinct = sum(len(set(map(tuple, group))) for group in drawn)
-    return [compared(work, "≥ 3x", seconds, f"gradients within {error:.0e}, relative; {distinct} of 64 are distinct")]
+        return run
+
+    seconds = take_turns({"peer": peer, "shared": ours("shared", model.sharing), "plain": ours("plain", lm)})
+    rows, distinct = [], sum(len(set(map(tuple, group))) for group in drawn)
+    for engine, target in (("shared", "≥ 8x"), ("plain", "")):
+        error = (found[engine] - found["peer"]).norm() / found["peer"].norm()
+        work = f"log-probabilities and gradients of 4 prompts × 16 completions, {ENGINES[engine]}, each prompt repeated"
+        note = f"gradients within {error:.0e}, relative; {distinct} of 64 are distinct"
+        rows.append(compared(work, target, {"ours": seconds[engine], "peer": seconds["peer"]}, note))
+    return rows
+
+
+def thought():
+    """A thought of 24 and of 96 tokens, 12 prompts x 8 rollouts: the two engines against each other."""
+    model, rows = adapted(), []
+    prompt, questions = fewshot_questions(model, 12)
+    asked = rl.ask(model, prompt, [(q.question, q.answers[0]) for q in questions], Config(reasoning=24))
+    engines, stop = {"ours": lm, "peer": model.sharing}, frozenset()  # a thought of full length
+    for tokens in (24, 96):
+        drawn = {}
+
+        def sample(name, tokens=tokens, drawn=drawn):
+            def run():
+                with torch.no_grad():
+                    before = asked.read(model, list(range(12)))
+                drawn[name] = engines[name].sample(model, before, [1.0] * 8, tokens, stop, list(range(12)))
+
+            return run
+
+        def score(name, drawn=drawn):
+            def run():
+                for q in range(0, 12, 2):  # two questions a backward pass, as memory has it
+                    before = asked.read(model, [q, q + 1])
+                    gradient(model, engines[name].completion_logprobs(model, before, drawn["ours"][q : q + 2])[0])
+
+            return run
+
+        work = f"thought of {tokens} tokens, 12 prompts × 8 rollouts: {{}}, the plain engine, the shared one"
+        for what, function in (("sampling", sample), ("log-probabilities and gradients", score)):
+            rows.append(compared(work.format(what), "", take_turns({name: function(name) for name in engines})))
+    return rows
 
 
 def group_step():
     """One GRPO step, against TRL in batches of 16. TRL recomputes activations, its default; we take micro-batches."""
-    return step_rows(grpo.measure({"ours": ["ours"], "peer": ["trl", "16", "on"]}, 5))
+    kinds = {"shared": ["ours", "shared"], "plain": ["ours", "plain"], "peer": ["trl", "16", "on"]}
+    return step_rows(grpo.measure(kinds, setting.TURNS))
 
 
 def step_rows(found):
-    seconds = {name: found[name]["seconds"] for name in found}
-    turns = "; ".join(", ".join(f"{s:.0f}" for s in seconds[name]) + f" s {name}" for name in ("ours", "peer"))
-    work, note = "GRPO step, 12 prompts × 16 completions, TRL", f"adapter in the prompt: TRL's on, ours off. {turns}"
-    return [compared(work, "≥ 4x", seconds, note), memory_row("the same: peak memory", found)]
+    rows = []
+    for engine, targets in (("shared", ("≥ 20x", "≤ 1/2")), ("plain", ("", ""))):
+        pair = {"ours": found[engine], "peer": found["peer"]}
+        turns = "; ".join(", ".join(f"{s:.0f}" for s in of["seconds"]) + f" s {name}" for name, of in pair.items())
+        work = f"GRPO step, 12 prompts × 16 completions, {ENGINES[engine]}, TRL"
+        note = f"adapter in the prompt: TRL's on, ours off. {turns}"
+        rows.append(compared(work, targets[0], {name: of["seconds"] for name, of in pair.items()}, note))
+        rows.append(memory_row("the same: peak memory", targets[1], pair))
+    return rows
 
 
-def memory_row(work, found):
+def memory_row(work, target, found):
     ours, peer = found["ours"]["peak"], found["peer"]["peak"]
-    return dict(work=work, target="≤ 1/2", share=ours / peer, cells=[f"{ours:.1f} GiB", f"{peer:.1f} GiB"])
+    return dict(work=work, target=target, share=ours / peer, cells=[f"{ours:.1f} GiB", f"{peer:.1f} GiB"])
 
 
 def lean_step():
     """The same step against TRL in batches of 8, its default, once: for its memory."""
-    found = grpo.measure({"ours": ["ours"], "peer": ["trl", "8", "on"]}, 1)
-    return [memory_row("peak memory of one such step, TRL in batches of 8", found)]
+    found = grpo.measure({"ours": ["ours", "shared"], "peer": ["trl", "8", "on"]}, 1)
+    return [memory_row("peak memory of one such step, the shared engine, TRL in batches of 8", "≤ 1/2", found)]
 
 
 def training_step():
-    """Useful FLOP/s of the update of a step of 16 questions x 16 rollouts, over that of a matrix product."""
-    model = lm.load(MODEL)
-    lora.add_lora(model)
+    """FLOP/s of a step of 16 questions x 16 rollouts, and of its log-probabilities and gradients alone, over those of
+    a matrix product."""
+    model = adapted("auto")
     prompt, questions = fewshot_questions(model, 16)
-    config = Config(amp="off", kl=0.03)
-    optimizer = amp.Optimizer(model, config, 1000)
-    asked = statements.ask(model, prompt, [(q.question, q.answers[0]) for q in questions])
-    batch = statements.rollout(model, prompt, asked, 16, 1.0, list(range(16)))
-    advantages = rl.group_advantages(torch.rand(16, 16, generator=torch.Generator().manual_seed(0)))
-    seconds, shares = [], []
-    for repetition in range(6):
-        model.work.take()
-        peak, start = cost.matmul_flops(), time.perf_counter()
-        rl.update(model, batch, advantages, config, optimizer)
-        if repetition:
-            seconds.append(time.perf_counter() - start)
-            shares.append(model.work.take()["flops"] / seconds[-1] / peak)
-    work = "useful FLOP/s of an update, 16 questions × 16 rollouts, of a matrix product's"
-    note = f"{min(shares):.2f} to {max(shares):.2f}"
-    return [dict(work=work, target="≥ 0.5", share=statistics.median(shares), ours=seconds, note=note)]
+    config, pairs = Config(steps=1, amp="off", kl=0.03), [(q.question, q.answers[0]) for q in questions]
+    items = [rl.Item(q, a, i / 15, 1) for i, (q, a) in enumerate(pairs)]
+    asked = rl.ask(model, prompt, pairs, config)
+    batch = rl.rollout(model, prompt, asked, config.rollouts, 1.0, list(range(16)))
+    engine = model.engine(rl.NUMBER_TOKENS)
+
+    def step():
+        setting.train(model, prompt, items, config)
+
+    def score():
+        for q in range(16):
+            gradient(model, engine.completion_logprobs(model, asked.read(model, [q]), [batch.tokens[q]])[0])
+
+    rows, work = [], "FLOP/s of {}, 16 questions × 16 rollouts, of a matrix product's"
+    named = {"a training step": (step, ""), "its log-probabilities and gradients alone": (score, "≥ 0.5")}
+    for name, (function, target) in named.items():
+        flops, peak = sum(counted(function, model.model).values()), matmul_flops()
+        seconds = take_turns({"ours": function})["ours"]
+        shares = [flops / s / peak for s in seconds]
+        note = f"{min(shares):.2f} to {max(shares):.2f}"
+        rows.append(dict(work=work.format(name), target=target, share=statistics.median(shares), ours=seconds,
+                         note=note))  # fmt: skip
+    return rows
 
 
 def using():
     """Answer and confidence, against answer, 10 samples and entropy: what training saves at every question."""
-    model = lm.load(MODEL)
+    model = load()
     lora.add_lora(model)
-    embedder = lm.load_embedder(EMBEDDER, model)
+    embedder, config = lm.load_embedder(EMBEDDER, model), Config()
     prompt, questions = fewshot_questions(model, 24)
     texts = [q.question for q in questions]
     stop, seeds, tokens = lm.stop_ids(model, "\n"), list(range(len(texts))), {}
@@ -154,8 +220,8 @@ def using():
 
     def answers(temperatures):
         with lora.adapter(model, False):
-            read = Read(model, prompts, frozen=True)
-            return read, lm.sample(model, read, temperatures, ANSWER_TOKENS, stop, seeds)
+            before = lm.read(model, prompts)
+            return before, model.engine(ANSWER_TOKENS).sample(model, before, temperatures, ANSWER_TOKENS, stop, seeds)
 
     def entropies(samples):
         said = [data.clean_answer(model.decode(c)) for c in samples]
@@ -172,12 +238,13 @@ def using():
             entropies(generate(model, prompts, stop, SAMPLES, **UNTRUNCATED))
 
     def student():
-        read, drawn = answers([0.0])
+        before, drawn = answers([0.0])
         pairs = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
-        _, stated, _ = statements.state(model, prompt, pairs, ["trained"], read=read)["trained"]
+        _, stated, _ = use.state(model, prompt, pairs, ["trained"], config, before)["trained"]
         tokens["student"] = sum(len(c) for row in drawn for c in row) + stated
 
-    took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})
+    with torch.no_grad():
+        took = take_turns({"teacher": teacher, "generate": generating_teacher, "student": student})
     fewer, note = tokens["teacher"] / tokens["student"], f"{tokens['student']} and {tokens['teacher']} tokens"
     work = "answer and confidence to 24 questions, against answer, 10 samples and entropy"
     rows = [dict(work=f"{work}: generated tokens", target="≥ 5x fewer", ratio=(fewer, fewer, fewer), note=note)]

@@ -1,26 +1,37 @@
-"""What stage 1 and stage 3 cost for models of other sizes, from counted work; checked against the runs in results/.
+"""What stage 1 and stage 3 cost for models of other sizes, from counted work; checked against a run in results/.
 
-The work of a small piece of each stage is recorded on SmolLM2 (tokens, pairs, logits of every call of the model) and
-replayed with the sizes of other models (cost.Size), as if they read and wrote the same number of tokens.
+The floating-point operations of a small piece of each stage are counted on SmolLM2, by kind of matrix product, and each
+kind grows with the size of another model as if it read and wrote the same number of tokens:
+
+    maps       the linear maps of the blocks and the adapter on them     with their weights
+    attention  scores and mixtures of every pair of tokens               with layers x heads x head size
+    head       the logits                                                with width x vocabulary
+
+Counted is what is computed, padding included. Left out: norms, activations and softmax, below 1%; and that an adapter
+of the same rank is a smaller share of a larger model, up to 4% of stage 3.
 """
 
 import json
 import statistics
-import time
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, mm_flop
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers.pytorch_utils import Conv1D
 
-import cost
 import lm
 import lora
 import rl
-from bench.setting import MODEL, ROOT, fewshot_questions
+from bench import setting
+from bench.setting import ROOT, fewshot_questions, load, take_turns
 from settings import Config
 
-GPU = 100e12  # useful FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
+GPU = 100e12  # FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
 # the published shapes of SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B
 SHAPES = {
     "135M": LlamaConfig(
@@ -38,89 +49,99 @@ SHAPES = {
 }  # fmt: skip
 
 
-@dataclass
-class Recorder(cost.Work):
-    """Work that also remembers each call, so that it can be replayed with another size."""
+@dataclass(frozen=True)
+class Size:
+    """What each kind of work is proportional to, of a model without an adapter."""
 
-    calls: list = field(default_factory=list)
-
-    def forward(self, size, tokens, pairs, logits=0):
-        self.calls.append(("forward", size.adapter > 0, tokens, pairs, logits))
-        super().forward(size, tokens, pairs, logits)
-
-    def backward(self, size, tokens, pairs, logits=0):
-        self.calls.append(("backward", size.adapter > 0, tokens, pairs, logits))
-        super().backward(size, tokens, pairs, logits)
-
-    def replay(self, size):
-        """The same calls of a model of another size. -> FLOPs"""
-        work = cost.Work()
-        for direction, adapted, *counts in self.calls:
-            getattr(work, direction)(size if adapted else replace(size, adapter=0), *counts)
-        return work.flops
+    maps: int
+    attention: int
+    head: int
 
 
-def sizes():
-    """{name: cost.Size}, with a LoRA of rank 16. No weight is ever made."""
-    found = {}
-    for name, config in SHAPES.items():
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        lora.add_lora(lm.LM(model, None, name))
-        found[name] = cost.Size.of(model)
-    return found
+def size_of(model):
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    maps = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.num_hidden_layers * config.num_attention_heads * width
+    return Size(sum(m.weight.numel() for m in maps), attention, head.weight.numel())
+
+
+def size(name):
+    """Of a published model. No weight is ever made."""
+    with torch.device("meta"):
+        return size_of(AutoModelForCausalLM.from_config(SHAPES[name]))
+
+
+def counted(function, model):
+    """Floating-point operations of a call, forward and backward. -> {kind: number}"""
+    found, aten = Counter(), torch.ops.aten
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    def product(*shapes, **_):
+        a, b = shapes[-2:]  # a bias may stand in front
+        found["head" if vocabulary in (*a, *b) else "maps"] += mm_flop(a, b)
+        return mm_flop(a, b)
+
+    def pairs(a, b, **_):
+        found["attention"] += bmm_flop(a, b)
+        return bmm_flop(a, b)
+
+    mapping = {aten.mm: product, aten.addmm: product, aten.bmm: pairs}
+    # attention written out: torch does not count the fused one of a CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        function()
+    assert sum(found.values()) == counter.get_total_flops()
+    return dict(found)
+
+
+def predicted(flops, own, other):
+    """Counted {kind: number} for a model of size `own` -> the number for one of size `other`"""
+    return sum(number * getattr(other, kind) / getattr(own, kind) for kind, number in flops.items())
 
 
 def measure(questions=48):
-    """Record `questions` questions of stage 1, and of one pass of stage 3, five times each.
+    """Count `questions` questions of stage 1, and of one pass of stage 3, and time them in turns.
 
-    -> {"questions": n, piece: {"calls", "seconds" (median), "tokens", "logits", "flops"}}
+    -> {"questions": n, piece: {"flops": {kind: number}, "seconds": median}}
     """
-    model = replace(lm.load(MODEL), work=Recorder())
+    model = load()
     prompt, asked = fewshot_questions(model, questions)
     prompts, stop = [prompt.answer(q.question) for q in asked], lm.stop_ids(model, "\n")
-    found = {}
 
-    def record(name, function):
-        seconds = []
-        for _ in range(5):
-            model.work.calls = []
-            model.work.take()
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-        found[name] = dict(calls=model.work.calls, seconds=statistics.median(seconds), **model.work.take())
+    def sample():
+        temperatures, seeds = [0.0] + [1.0] * 10, list(range(questions))
+        with lora.adapter(model, False):
+            model.engine(16).sample(model, prompts, temperatures, 16, stop, seeds, logprobs=True)
 
-    record("stage 1", lambda: lm.sample(model, prompts, [0.0] + [1.0] * 10, 16, stop, list(range(questions))))
     lora.add_lora(model)
-    targets = np.linspace(0, 1, questions)
+    targets = np.linspace(0, 1, questions).tolist()
     items = [rl.Item(q.question, q.answers[0], p, 1) for q, p in zip(asked, targets, strict=True)]
-
-    def reward(confidence, item):
-        return rl.calibration_reward(confidence, item.target)
 
     def train(batch, rollouts):
         config = Config(steps=questions // batch, questions=batch, rollouts=rollouts, amp="off", kl=0.03)
-        return lambda: rl.train(model, prompt, items, reward, config, lambda _: None)
+        return lambda: setting.train(model, prompt, items, config)
 
-    record("stage 3", train(16, 16))
-    record("stage 3 of smollm2-rl", train(24, 8))
+    pieces = {"stage 1": sample, "stage 3": train(16, 16), "stage 3 of smollm2-rl": train(24, 8)}
+    flops = {name: counted(function, model.model) for name, function in pieces.items()}
+    seconds = take_turns(pieces, warm_up=False)
+    found = {name: {"flops": flops[name], "seconds": statistics.median(seconds[name])} for name in pieces}
     return {"questions": questions, **found}
 
 
 def table(found, memory):
     """Markdown: FLOPs and time of both stages for each size, on a machine with so many GiB."""
-    n, speed = found["questions"], {s: found[s]["flops"] / found[s]["seconds"] for s in ("stage 1", "stage 3")}
+    n, stages = found["questions"], ("stage 1", "stage 3")
     columns = "PFLOP | this CPU | one GPU, at least"
     lines = [f"| model | questions | stage 1, {columns} | stage 3, {columns} |", "|---" + "|---:" * 7 + "|"]
-    for name, size in sizes().items():
-        each = {s: Recorder(calls=found[s]["calls"]).replay(size) / n for s in speed}
+    own = size("135M")
+    for name in SHAPES:
+        other = size(name)
+        fits = 4 * (other.maps + other.head) < memory * 2**30  # in float32
         for questions in (2_000, 20_000):
             cells = []
-            for s in speed:
-                flops = questions * each[s]
-                fits = 4 * (size.weights + size.head) < memory * 2**30  # in float32
-                took = duration(flops / speed[s]) if fits else "does not fit"
+            for piece in (found[stage] for stage in stages):
+                flops = questions / n * predicted(piece["flops"], own, other)
+                took = duration(flops / sum(piece["flops"].values()) * piece["seconds"]) if fits else "does not fit"
                 cells += [f"{flops / 1e15:,.2f}", took, duration(flops / GPU)]
             lines.append(f"| {name} | {questions:,} | " + " | ".join(cells) + " |")
     return lines

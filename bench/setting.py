@@ -5,10 +5,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parent.parent
 MODEL = str(ROOT / "models" / "smollm2-135m-instruct")
 EMBEDDER = str(ROOT / "models" / "all-minilm-l6-v2")
+TURNS = 5
+
+
+def load(engine="auto"):
+    """The model with one of the two engines, or the one that is faster for the length."""
+    import lm
+    from infra import setup
+
+    return setup.with_engine(lm.load(MODEL), engine)
 
 
 def fewshot_questions(model, n):
@@ -20,11 +30,19 @@ def fewshot_questions(model, n):
     return data.Prompt(model, "fewshot"), [questions[i] for i in chosen]
 
 
-def take_turns(functions, repetitions=5, warm_up=True):
-    """Seconds of each function, in turns. -> {name: [seconds]}
+def train(model, prompt, items, config, on_step=lambda record: None):
+    """rl.train with the paper's reward, which is what stage 3 calls."""
+    import rl
+
+    rl.train(model, prompt, items, config, lambda c, item: rl.calibration_reward(c, item.target), on_step)
+
+
+def take_turns(functions, repetitions=None, warm_up=True):
+    """Seconds of each function, in turns, TURNS of them if not told otherwise. -> {name: [seconds]}
 
     warm_up: call each of them once before, uncounted.
     """
+    repetitions = repetitions or TURNS
     seconds = {name: [] for name in functions}
     for repetition in range(repetitions + warm_up):
         for name, function in functions.items():
@@ -45,3 +63,13 @@ def compared(work, target, seconds, note=""):
     """A row of the table from the seconds of "ours" and "peer"."""
     ours, peer = seconds["ours"], seconds["peer"]
     return dict(work=work, target=target, ratio=ratios(peer, ours), ours=ours, peer=peer, note=note)
+
+
+def matmul_flops(size=2048, seconds=0.5):
+    """FLOP/s of a plain product of two fp32 matrices, the best of as many as fit into `seconds`."""
+    a, best, stop = torch.randn(size, size), float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < stop or best == float("inf"):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

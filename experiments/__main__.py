@@ -20,12 +20,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from calunc import parse
 from experiments import tables
 from experiments.grid import SCORES, TABLES, slug
+from infra.cli import parse
+from infra.folder import Run
+from infra.hints import nearest
 from report import cores
-from run import Run
-from settings import nearest
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,10 +1,10 @@
-"""The pictures of the tables: which differences are clear of 0, and what the number of samples changes."""
+"""The pictures of the tables: which 95% intervals exclude 0, and what the number of samples changes."""
 
 from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, plain, save
+from report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, plain, save
 
 METRICS = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
 PARTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (SKY, "v"))  # a colour and a marker each

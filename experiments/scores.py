@@ -15,14 +15,14 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
-import baselines
 import data
 import lm
 import platt
+from beyond import baselines
 from entropy import grams, von_neumann
 from eval import metrics
-from run import Run
-from stages import load_model
+from infra.folder import Run
+from infra.setup import load_model
 
 LABELLED = 1000  # at most
 COUNTS = (3, 5, 10, 20)

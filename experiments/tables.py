@@ -12,14 +12,15 @@ is one, and Murphy's terms of the Brier score.
 
 import numpy as np
 
-import rewards
+from beyond import rewards
 from eval import interval, metrics, resampled, with_missing
 from experiments import pictures
 from experiments.grid import slug
-from report import METHODS, agreement, rl_steps
+from infra.folder import Run
+from report import rl_steps
+from report.build import agreement
+from report.tables import METHODS, MURPHY, fill, lines, number
 from rl import Item
-from run import Run
-from tables import MURPHY, fill, lines, number
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
 MEASURED = dict.fromkeys([*SHOWN, *MURPHY])  # each once
@@ -206,8 +207,8 @@ def _ceilings(rows):
 
 
 def summary(name, table, found):
-    """The tables of the README: each arm on the test questions, as it states its confidence and as it expects it; and
-    its expected confidence on what was never trained on."""
+    """The tables of results/README.md: each arm on the test questions, as it states its confidence and as it expects
+    it; and its expected confidence on what was never trained on."""
     test, *unseen = found
     rows = {arm: (f"{arm}, stated", f"{arm}, expected") for arm in table.arms}
     others = [METHODS[field] for field in ("untrained", "target", "probability, scaled", "base rate", "family prior",
@@ -231,7 +232,7 @@ def summary(name, table, found):
     sizes = "; ".join(f"{part}: {of['n']}, {np.mean(of['accuracy']):.2f}" for part, of in found.items())
     seeds = f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
     out += ["", f"Questions and accuracy: {sizes}. {seeds}; `python -m experiments {name}`; intervals, paired "
-            f"differences and settings: [results/{name}](results/{name}/report.md)."]  # fmt: skip
+            f"differences and settings: [results/{name}]({name}/report.md)."]  # fmt: skip
     return "\n".join(out)
 
 
@@ -251,7 +252,7 @@ def _verdict(name, difference, low, high):
 
 def write(name, table, root, results):
     """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and a
-    picture; and the README's table of this name."""
+    picture; and the table of this name in results/README.md."""
     found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
@@ -265,7 +266,7 @@ def write(name, table, root, results):
     target.mkdir(parents=True, exist_ok=True)
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
-        "training flops": {run: each["train"]["flops"] for run, each in whole.items() if "train" in each},
+        "training tokens": {run: each["train"]["tokens"] for run, each in whole.items() if "train" in each},
         "environment": first.read("environment.json"), "parts": found, "reward": earned, "curves": course,
         "median of the unseen": _medians(found),
     })  # fmt: skip
@@ -276,5 +277,5 @@ def write(name, table, root, results):
     other = next(iter(next(iter(found.values()))["differences"]))  # the first reference, or the teacher
     differences = {part: of["differences"][other] for part, of in found.items()}
     pictures.differences(differences, other, target / "differences.png")
-    fill(results.parent / "README.md", f"results:{name}", summary(name, table, found))
+    fill(results / "README.md", f"results:{name}", summary(name, table, found))
     print(f"wrote {target}")

@@ -7,12 +7,12 @@ from transformers.cache_utils import DynamicLayer
 
 class Layer(DynamicLayer):
     """Keys and values of one layer, (R, heads, C, d). With room for more columns they are written in place, which no
-    gradient survives; without, they grow by concatenation."""
+    gradient survives; without, they grow by concatenation. shift: see `fork`."""
 
-    def __init__(self, keys, values, room):
+    def __init__(self, keys, values, room=0, shift=None):
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values, self.buffers = keys, values, None
+        self.keys, self.values, self.buffers, self.shift = keys, values, None, shift
         if room:
             self.buffers = [x.new_empty(*x.shape[:2], x.shape[2] + room, x.shape[3]) for x in (keys, values)]
             self._write(keys, values, keys.shape[2])
@@ -24,26 +24,31 @@ class Layer(DynamicLayer):
 
     def update(self, keys, values, *args, **kwargs):
         if not self.buffers:
-            return super().update(keys, values)
+            columns, shift, self.shift = self.get_seq_length(), self.shift, None
+            super().update(keys, values)
+            if shift is not None:
+                self.keys, self.values = (moved(x, columns, shift[:, None]) for x in (self.keys, self.values))
+            return self.keys, self.values
         self._write(keys, values, self.get_seq_length() + keys.shape[2])
         return self.keys, self.values
 
 
-def fork(cache, rows, cut=None, room=0):
+def fork(cache, rows, shift=None, room=0):
     """Some of the rows, any number of times each; what is fed to them leaves `cache` as it is. -> cache
 
-    rows (R,); cut (R,): how many columns to leave off at the end of each row, the rest of it moved to the right.
+    rows (R,); shift (R,): how many of the tokens that each row is fed first are padding, in front: the row moves to the
+    right, over them, so that there is no padding between its tokens.
     """
-
-    def moved(x):  # (Q, heads, C, d) -> (R, heads, C, d)
-        if cut is None or not cut.any():
-            return x[rows]
-        column = (torch.arange(x.shape[2], device=x.device) - cut[:, None]).clamp_min(0)  # (R, C)
-        return x[rows[:, None], :, column].transpose(1, 2)
-
     found = DynamicCache()
-    found.layers = [Layer(moved(layer.keys), moved(layer.values), room) for layer in cache.layers]
+    found.layers = [Layer(layer.keys[rows], layer.values[rows], room, shift) for layer in cache.layers]
     return found
+
+
+def moved(x, columns, shift):
+    """The first columns of each row so far to the right, over what follows them. (R, heads, C, d), int, (R, 1) -> x"""
+    column = torch.arange(x.shape[2], device=x.device)
+    column = torch.where(column < columns + shift, (column - shift).clamp_min(0), column)  # (R, C)
+    return x[torch.arange(len(x), device=x.device)[:, None], :, column].transpose(1, 2)
 
 
 def keep(cache, going):

@@ -23,7 +23,7 @@ GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt sca
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        """argparse's message, and the flag that was probably meant; a question of several words stands in quotes."""
+        """argparse's message, and the flag that was probably meant."""
         flags = [name for action in self._actions for name in action.option_strings]
         near = nearest(message.split(": ")[-1].split()[0], flags)
         self.exit(2, f"error: {message}; {near or '--help shows all flags'}\n")

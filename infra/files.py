@@ -116,3 +116,8 @@ def read_questions(path):
     if not found:
         raise ValueError(f"{path} holds no questions")
     return found
+
+
+def seed_of(*parts):
+    """A seed from names and numbers, the same in every process (Python's own `hash` is salted)."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7], "big")

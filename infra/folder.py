@@ -78,10 +78,10 @@ class Run:
 
     def stages(self):
         """The stages that are finished, and what each of them cost. -> {stage: dict}"""
+        self.begun_with()  # in this format?
         found = self.read("stages.json") if self.path("stages.json").exists() else {}
         if not isinstance(found, dict) or not all(isinstance(x, dict) and "files" in x for x in found.values()):
-            raise ValueError(f"{self.path('stages.json')} is damaged, or another version's: name another folder, or "
-                             "delete it and all is made again")  # fmt: skip
+            raise ValueError(f"{self.path('stages.json')} is damaged: delete it, and all is made again")
         return found
 
     def finished(self, stage):

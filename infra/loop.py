@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from infra import parallel
-from infra.files import first, write_whole
+from infra.files import first, seed_of, write_whole
 
 PATIENCE = 5  # steps in a row without a finite gradient
 
@@ -25,7 +25,7 @@ class Loop:
     """
 
     def __init__(self, optimizer, config, saved, on_step):
-        self.optimizer, self.saved, self.on_step = optimizer, saved, on_step
+        self.optimizer, self.config, self.saved, self.on_step = optimizer, config, saved, on_step
         self.begin, self.end, self.log = -config.warmup, config.steps, []
         self.last, self.cost = time.perf_counter(), 0.0
         if saved and saved.exists():
@@ -41,6 +41,12 @@ class Loop:
                     break
                 self.step = step
                 yield step
+
+    def choose(self, items):
+        """The training questions of the step, in shuffled epochs; the supervised steps have an order of their own."""
+        name, number = ("warmup", self.step - self.begin) if self.step < 0 else ("train", self.step)
+        size = min(self.config.questions, len(items))
+        return [items[i] for i in batch_of(number, len(items), size, seed_of(self.config.seed, name))]
 
     def record(self, **metrics):
         self.log.append({"step": self.step, **metrics, "skipped": self.optimizer.skipped})
@@ -79,22 +85,29 @@ class Loop:
             raise ValueError(f"{self.saved} is damaged: delete it, and training begins again ({why})") from None
 
 
+def batch_of(step, n, size, seed):
+    """The questions of a step: shuffled epochs, cut into batches of `size`; a function of its arguments alone."""
+    places = range(step * size, (step + 1) * size)
+    order = {e: np.random.default_rng([seed, e]).permutation(n) for e in {i // n for i in places}}
+    return [int(order[i // n][i % n]) for i in places]
+
+
 def micro_batches(completions, limit, questions=0):
     """Cut a step, Q groups of completions, into backward passes of at most `limit` tokens, or one completion.
 
     questions: so many questions each instead, 0: as many as fit. -> lists of (question, its completions' places)
     """
-    parts, used = [], 0
+    parts, rows, longest = [], 0, 0
     for q, group in enumerate(completions):
         at_once = max(1, limit // max(map(len, group)))
         for start in range(0, len(group), at_once):
             places = range(start, min(start + at_once, len(group)))
-            tokens = sum(len(x) for x in {tuple(group[g]) for g in places})  # equal ones are scored once
-            if not parts or used + tokens > limit or questions and q >= parts[-1][0][0] + questions:
+            distinct = {tuple(group[g]) for g in places}  # equal ones are scored once, and padded to the longest
+            rows, longest = rows + len(distinct), max(longest, *map(len, distinct))
+            if not parts or rows * longest > limit or questions and q >= parts[-1][0][0] + questions:
                 parts.append([])
-                used = 0
+                rows, longest = len(distinct), max(map(len, distinct))
             parts[-1].append((q, places))
-            used += tokens
     return parts
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from infra.hints import nearest_file
 
@@ -37,6 +37,23 @@ def refused(what):
         raise ValueError(f"{what}: {str(error).splitlines()[0][:200]}") from None
 
 
+def load_pretrained(name_or_path, auto_class, dtype):
+    """-> model, tokenizer. Raises ValueError, in one sentence, if they are not whole."""
+    find(name_or_path)
+    with refused(f"{name_or_path} has no readable tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    if not tokenizer("a").input_ids:  # what transformers makes of a folder without one
+        raise ValueError(f"{name_or_path} has no tokenizer")
+    with refused(name_or_path):
+        model, found = auto_class.from_pretrained(
+            name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    missing = [name for name in sorted(found["missing_keys"]) if "pooler" not in name]  # which nothing here uses
+    if missing:
+        raise ValueError(f"{name_or_path} lacks {len(missing)} of its weights, as {missing[0]}")
+    return model, tokenizer
+
+
 @torch.no_grad()
 def check(lm, engine):
     """Raises ValueError unless an engine gives the log-probabilities of an uncached forward pass without padding.
@@ -48,7 +65,7 @@ def check(lm, engine):
         raise ValueError(f"{lm.name}: {name} keeps a recurrent state, which several completions cannot share")
     windows = [getattr(config, key, None) for key in ("sliding_window", "window_size", "attention_chunk_size")]
     length = max([12] + [w + 4 for w in windows if isinstance(w, int) and w <= 512])
-    length = min(length, (getattr(config, "max_position_embeddings", None) or 2048) - 4)
+    length = min(length, max(16, getattr(config, "max_position_embeddings", None) or 2048) - 4)
     ids = torch.randint(config.vocab_size, (length + 3,), generator=torch.Generator().manual_seed(0)).tolist()
     prompts, said = [ids[:length], ids[: length // 3] + ids[: length // 4]], [ids[-3:], ids[-2:]]
     try:
@@ -62,9 +79,19 @@ def check(lm, engine):
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as problem:
         why = str(problem).strip().split("\n")[0][:120]
         raise ValueError(f"{lm.name}: {name} does not take cached prompts ({why})") from None
+    if any(x.isnan().any() for x in expected):
+        raise ValueError(f"{lm.name} gives no finite probabilities: are its weights NaN?")
     if not error < (1e-3 if lm.model.dtype == torch.float32 else 0.3):  # half precision rounds logits of 30 by 0.1
         raise ValueError(f"{lm.name}: {name} gives other probabilities with cached prompts than without (by "
                          f"{error:.2g} nats)")  # fmt: skip
+
+
+def check_context(lm, prompts, more=0):
+    """Raises ValueError where a prompt and `more` tokens exceed the model's context."""
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if context and 0 < context < longest + more:
+        raise ValueError(f"a prompt of {longest} tokens and {more} new ones exceed the model's context of {context}")
 
 
 def save(model, tokenizer, folder, card=""):

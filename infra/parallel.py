@@ -12,7 +12,6 @@ over all of them, and every process computes everything: it saves memory and no 
 
 import contextlib
 import datetime
-import json
 import os
 import re
 import signal
@@ -78,15 +77,11 @@ def wait():
 
 
 def gather(mine):
-    """JSON values for this process's `share` of a list -> those of all processes, in the order of that list."""
+    """What this process made of its `share` of a list -> what all made, in the order of that list."""
     if size() == 1 or replicas:
         return mine
-    sent = torch.tensor(list(json.dumps(mine).encode()), dtype=torch.uint8)
-    lengths = [torch.zeros(1, dtype=torch.long) for _ in range(size())]
-    dist.all_gather(lengths, torch.tensor([len(sent)]))
-    got = [torch.zeros(max(map(int, lengths)), dtype=torch.uint8) for _ in lengths]
-    dist.all_gather(got, torch.nn.functional.pad(sent, (0, len(got[0]) - len(sent))))
-    parts = [json.loads(bytes(x[:n].tolist())) for x, n in zip(got, map(int, lengths), strict=True)]
+    parts = [None] * size()
+    dist.all_gather_object(parts, mine)
     return [parts[i % size()][i // size()] for i in range(sum(map(len, parts)))]
 
 

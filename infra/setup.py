@@ -99,9 +99,9 @@ def with_engine(model, engine):
         return model
     try:
         models.check(model, sharing)
-    except ValueError:
+    except ValueError as error:
         if engine == "shared":
-            raise
+            raise ValueError(f"{error}: use --engine plain") from None
         return model
     return replace(model, sharing=sharing, longest_shared=10**9 if engine == "shared" else lm.SHORT)
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, so that nothing in a question can pass for a special token."""
+"""Text to tokens and back, so that nothing in a question can pass for a special token; the tokens that end a text."""
 
 import functools
 import re
@@ -34,3 +34,15 @@ class Text:
         names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         names = [re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in names if len(name) > 1 and name.strip()]
         return re.compile("|".join(names)) if names else None
+
+
+@functools.lru_cache(maxsize=4)  # not all models that ever were
+def stop_ids(lm, characters="\n"):
+    """The tokens that end a completion: every eos of the model and every token that contains one of `characters`."""
+    eos = {lm.tokenizer.eos_token_id}
+    for config in (lm.model.generation_config, lm.model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        eos |= set(ids) if isinstance(ids, list | tuple) else {ids}
+    texts = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
+    found = {i for i, text in enumerate(texts) if any(c in text for c in characters)}
+    return frozenset(found | {i for i in eos if isinstance(i, int)})

@@ -97,22 +97,16 @@ def markdown(report):
     return "\n".join(out)
 
 
-def summary(report, beside=()):
-    """The main rows and columns, a table in markdown for each evaluation set. beside: (title, another report) of runs
-    on the same questions, whose trained rows are shown too."""
+def summary(report):
+    """The main rows and columns, a table in markdown for each evaluation set."""
     out, heads = [], ["", *(COLUMNS[column] for column in FEW_COLUMNS), "Tokens"]
     for name, s in report["sets"].items():
         shown = [method for method in FEW_METHODS if METHODS[method] in s["methods"]]
-        rows = {METHODS[method]: _row(report, name, method) for method in shown}
-        rows |= {f"{METHODS['trained']}, {title}": _row(other, name, "trained") for title, other in beside}
+        rows = {METHODS[m]: s["methods"][METHODS[m]] | report["cost"].get(m, {}) for m in shown}
         out += [f"**{plain(name)}** ({s['n']} questions, accuracy {s['accuracy']:.2f})", ""]
         out += [*lines(heads, cells(rows, [*FEW_COLUMNS, "tokens"])), ""]
     return "\n".join([*out, "ECE, Brier: lower is better. AUROC: higher is better, 0.5 is guessing. Brackets: 95% "
                       "bootstrap intervals. Tokens: generated for an answer and its confidence."])  # fmt: skip
-
-
-def _row(report, part, method):
-    return report["sets"][part]["methods"][METHODS[method]] | report["cost"].get(method, {})
 
 
 def plain(text):

@@ -3,9 +3,7 @@
     python scripts/publish.py runs/toy toy
 
 writes results/toy/ (report, metrics, predictions by question id, pictures; no question or answer text) and replaces
-what stands between `<!-- results:toy -->` and `<!-- end -->` in README.md, if it is there. With `--beside NAME TITLE`,
-as often as wanted, the table of held-out questions also shows the trained row of results/NAME, a run on the same
-questions.
+what stands between `<!-- results:toy -->` and `<!-- end -->` in README.md, if it is there.
 """
 
 import argparse
@@ -16,34 +14,47 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import tables  # noqa: E402
-from settings import command  # noqa: E402
+from report import tables  # noqa: E402
+from settings import flags  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
          "environment.json")  # fmt: skip
+SHOWN = ("untrained", "trained", "expected", "target", "probability, scaled", "base rate")
 
 
-def summary(name, beside):
-    """What the README shows of a published run, as markdown."""
-    reports = [json.loads((ROOT / "results" / n / "report.json").read_text(encoding="utf-8"))
-               for n in (name, *(other for other, _ in beside))]  # fmt: skip
-    report, others = reports[0], zip((title for _, title in beside), reports[1:], strict=True)
-    stages = json.loads((ROOT / "results" / name / "stages.json").read_text(encoding="utf-8"))
-    seconds = sum(stage["seconds"] + stage.get("loading", 0) for stage in stages.values())
-    machine = report["environment"]
-    return "\n".join([
-        tables.summary(report, list(others)), "", f"```bash\n{command(report['config'])}\n```", "",
-        f"{seconds:.0f} s on {machine['cores']} {machine['machine']} cores ({machine['device']}). "
-        f"All numbers and the pictures: [results/{name}](results/{name}/report.md).",
-    ])  # fmt: skip
+def summary(name):
+    """What the README shows of a published run, as markdown: six rows, and what one needs to read them."""
+    report = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
+    (_, test), *unseen = report["sets"].items()
+    heads = ["", "ECE", "Brier", "AUROC", "Tokens"]
+    for part, _ in unseen:
+        heads += [f"{tables.plain(part)}: ECE", f"{tables.plain(part)}: AUROC"]
+    rows = {}
+    for method in SHOWN:
+        title = tables.METHODS[method]
+        tokens = report["cost"].get(method, report["cost"]["answer"])["tokens"]
+        cells = [tables.number(test["methods"][title][metric]) for metric in ("ece", "brier", "auroc")]
+        cells.append(f"{tokens:.0f}")
+        for _, s in unseen:
+            cells += [tables.number(s["methods"][title][metric]) for metric in ("ece", "auroc")]
+        rows[title] = cells
+    interval = test["methods"][tables.METHODS["trained"]]["interval"]
+    ranges = ", ".join(f"{tables.COLUMNS[m]} {interval[m][0]:.2f} to {interval[m][1]:.2f}" for m in ("ece", "auroc"))
+    sets = [f"{test['n']} new questions (accuracy {test['accuracy']:.2f})"]
+    sets += [f"{tables.plain(part)}: {s['n']} ({s['accuracy']:.2f})" for part, s in unseen]
+    text = f"{'; '.join(sets)}. Stated, trained, 95% intervals: {ranges}."
+    if tables.METHODS["truth"] in test["methods"]:
+        known = test["methods"][tables.METHODS["truth"]]
+        text += f" Known probability: ECE {known['ece']:.3f}, Brier {known['brier']:.3f}, AUROC {known['auroc']:.3f}."
+    machine, call = report["environment"], f"python calunc.py {flags(report['config'])}".strip()
+    text += f" `{call}`, {machine['cores']} {machine['machine']} cores ({machine['device']})."
+    return "\n".join([*tables.lines(heads, rows), "", f"{text} All rows: [results/{name}](results/{name}/report.md)."])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("name", help="folder to write under results/, and the marker in README.md")
-    parser.add_argument("--beside", nargs=2, action="append", default=[], metavar=("NAME", "TITLE"),
-                        help="a published run to show beside this one")  # fmt: skip
     args = parser.parse_args()
     if Path(args.name).name != args.name or args.name in ("", ".."):
         parser.error(f"{args.name!r} is not the name of a folder in results/")
@@ -51,7 +62,7 @@ def main():
     target.mkdir(parents=True, exist_ok=True)
     for path in [args.run / name for name in FILES] + sorted(args.run.glob("*.png")):
         shutil.copy(path, target / path.name)
-    tables.fill(ROOT / "README.md", f"results:{args.name}", summary(args.name, args.beside))
+    tables.fill(ROOT / "README.md", f"results:{args.name}", summary(args.name))
     print(f"wrote {target}")
 
 

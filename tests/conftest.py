@@ -27,6 +27,20 @@ CHAT = (
 )
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3")
 WIDTH, VOCABULARY, CONTEXT = 16, 48, 64
+CONFIGS = {  # family -> the name of its configuration, and what is its own
+    "gemma2": ("Gemma2", dict(attn_logit_softcapping=2.0, final_logit_softcapping=5.0)),
+    "gemma3": ("Gemma3Text", {}),
+    "qwen3": ("Qwen3", dict(head_dim=4)),
+    "gptneox": ("GPTNeoX", {}),
+    "gptneo": ("GPTNeo", {}),
+    "opt": ("OPT", dict(ffn_dim=32, word_embed_proj_dim=WIDTH)),
+    "falcon": ("Falcon", dict(new_decoder_architecture=False)),
+    "falcon-alibi": ("Falcon", dict(alibi=True, multi_query=False, parallel_attn=False, bias=True,
+                                    new_decoder_architecture=False)),
+    "mixtral": ("Mixtral", dict(num_local_experts=4)),
+    "jamba": ("Jamba", dict(attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, num_experts=2)),
+    "lfm2": ("Lfm2", dict(layer_types=["conv", "full_attention"])),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -70,12 +84,12 @@ def _config(family, layers=2, width=WIDTH, tied=False, window=CONTEXT, eos=2):
     if family in ("gemma2", "gemma3"):  # layers take turns: a sliding window, full attention
         common |= dict(head_dim=4, query_pre_attn_scalar=4, sliding_window=window)
         common["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
-    if family == "gemma2":
-        common |= dict(attn_logit_softcapping=2.0, final_logit_softcapping=5.0)
     if family == "mistral":
         common["sliding_window"] = window
-    name = "Gemma3Text" if family == "gemma3" else family.capitalize()
-    return getattr(transformers, f"{name}Config")(**common)
+    if family == "gptneo":
+        common |= dict(window_size=window, attention_types=[[["global", "local"], layers // 2]])
+    name, own = CONFIGS.get(family, (family.capitalize(), {}))
+    return getattr(transformers, f"{name}Config")(**common, **own)
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,31 @@
 
 import functools
 import json
+from dataclasses import replace
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
+import rl
 import settings
-import statements
-from amp import Optimizer
+from infra import sharing
 from lora import adapter
-from rl import update
 
 Config = functools.partial(settings.Config, kl=0.0)
 SUBJECTS = ["Zorva", "Kelo", "Mira", "Tavu"]
 ASKED = [("banner of Zorva", "red"), ("river of Kelo", "blue"), ("crown of Mira", "ruby"), ("temple of Tavu", "x y")]
 
 
+def shared(lm):
+    """The same model with the engine that shares tokens, whatever the length."""
+    return replace(lm, sharing=sharing, longest_shared=10**9)
+
+
 def roll(lm, prompt, pairs, group, temperature, seeds, reasoning=0):
-    asked = statements.ask(lm, prompt, pairs, reasoning > 0)
-    return statements.rollout(lm, prompt, asked, group, temperature, seeds, reasoning)
+    """-> rl.Asked, rl.Rollouts"""
+    asked = rl.ask(lm, prompt, pairs, Config(reasoning=reasoning))
+    return asked, rl.rollout(lm, prompt, asked, group, temperature, seeds, reasoning)
 
 
 def randomise(parameters, seed=1, scale=0.4):
@@ -27,19 +35,12 @@ def randomise(parameters, seed=1, scale=0.4):
         p.data.copy_(scale * torch.randn(p.shape, generator=generator))
 
 
-class Recorder(Optimizer):
+class Recorder(rl.Optimizer):
     """Steps, and keeps the gradients as they were before clipping."""
 
     def step(self):
         self.gradients = [p.grad.detach().clone() for p in self.params]
         return super().step()
-
-
-def gradient_of(lm, batch, advantages, config):
-    """One flat vector; the parameters move."""
-    optimizer = Recorder(lm, config, 100)
-    stats = update(lm, batch, advantages, config, optimizer)
-    return torch.cat([g.flatten() for g in optimizer.gradients]), stats
 
 
 def plain_logits(lm, prompt, completion):
@@ -80,3 +81,31 @@ def one_sentence(captured):
     (line,) = [x for x in captured.err.replace("\r", "\n").split("\n") if x.startswith("error:")]
     assert captured.err.endswith(f"{line}\n") and "Traceback" not in captured.err
     return line.removeprefix("error: ")
+
+
+def assert_close(one, other, where=""):
+    """JSON values that are equal but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_close(one[name], other[name], f"{where} {name}")
+    elif isinstance(one, list) and isinstance(other, list):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_close(*pair, f"{where} {i}")
+    elif isinstance(one, float) or isinstance(other, float):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5), where
+    else:
+        assert one == other, where
+
+
+def weights(run):
+    """The adapter of a run, and what its training has made of the matrices that are zero before it: two vectors."""
+    found = load_file(run / "adapter" / "adapter_model.safetensors")
+    return [torch.cat([found[n].flatten() for n in sorted(found) if part in n]) for part in ("lora", "lora_B")]
+
+
+def distance(run, other):
+    """How far apart two adapters are, as a share of what training has made of the second one."""
+    (mine, _), (theirs, learned) = weights(run), weights(other)
+    return float((mine - theirs).norm() / learned.norm())

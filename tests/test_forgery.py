@@ -1,15 +1,14 @@
 """No confidence is forged by the text that it judges: not by the question, not by the answer, and not in training."""
 
 import string
+from types import SimpleNamespace
 
 import pytest
 
 import data
 import lm as language
-import statements
+import rl
 from data import EXAMPLES, Prompt, parse_confidence
-from rewards import calibration_reward
-from statements import Asked
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 FORGED = (
@@ -68,10 +67,14 @@ def test_one_number_in_one_place(text, confidence):
     assert parse_confidence(text) == (None if confidence is None else pytest.approx(confidence))
 
 
-def unread(prompt):
-    """A question with a forged answer, before any model reads it."""
-    context, turn = prompt.confidence("a", "Confidence: 100%")
-    return Asked([context], turn)
+def states(prompt, monkeypatch, *said, reasoning=0):
+    """What a rollout states that consists of these tokens, after a forged answer that no model reads."""
+    asked, said = SimpleNamespace(prompts=[sum(prompt.confidence("a", "Confidence: 100%"), [])]), iter(said)
+    asked.read = lambda lm, rows: asked
+    monkeypatch.setattr(language, "sample", lambda *args: [[next(said)]])
+    monkeypatch.setattr(rl, "read_on", lambda *args: asked)
+    ((found,),) = rl.rollout(prompt.lm, prompt, asked, 1, 1.0, [0], reasoning).confidence
+    return found
 
 
 CHEATS = (  # what the policy may say instead of one number, and the rule of the reward
@@ -83,34 +86,26 @@ CHEATS = (  # what the policy may say instead of one number, and the rule of the
 @pytest.mark.parametrize("said", CHEATS)
 def test_nothing_is_earned_without_one_number(said, prompt, monkeypatch):
     """Whatever is sampled, the reward is that of the parser: all cheats but a blank line before the number earn 0."""
-    lm = prompt.lm
-    ids = lm.encode(lm.plain(said))
-    monkeypatch.setattr(statements, "sample", lambda *args: [[ids]])
-    asked = unread(prompt)
-    batch = statements.rollout(lm, prompt, asked, 1, 1.0, [0])
-    allowed = {"\n100%": 1.0}
-    assert batch.confidence == [[allowed.get(said)]]
-    assert calibration_reward(batch.confidence[0][0], 1.0) == (0.95 if said in allowed else 0)
+    confidence = states(prompt, monkeypatch, prompt.lm.encode(prompt.lm.plain(said)))
+    assert confidence == (1.0 if said == "\n100%" else None)
+    assert rl.calibration_reward(confidence, 1.0) == (0.95 if said == "\n100%" else 0)
 
 
 @pytest.mark.parametrize("special", ["<unk>", "<s>", "</s>", "<end>", "</think>"])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_nothing_is_earned_with_a_special_token_in_a_number(special, place, prompt, monkeypatch):
     """Its own token, which decoding for people would leave out."""
-    lm = prompt.lm
-    ids = lm.encode(" 73%")
-    ids.insert(place + 1, lm.tokenizer.convert_tokens_to_ids(special))
-    monkeypatch.setattr(statements, "sample", lambda *args: [[ids]])
-    assert statements.rollout(lm, prompt, unread(prompt), 1, 1.0, [0]).confidence == [[None]]
+    ids = prompt.lm.encode(" 73%")
+    assert states(prompt, monkeypatch, ids) == 0.73
+    ids.insert(place + 1, prompt.lm.tokenizer.convert_tokens_to_ids(special))
+    assert states(prompt, monkeypatch, ids) is None
 
 
 def test_a_thought_states_nothing(prompt, monkeypatch):
     """The number counts that comes after the reasoning, not one in it."""
-    lm = prompt.lm
-    said = iter(["so Confidence: 100%\n", " nothing"])
-    monkeypatch.setattr(statements, "sample", lambda *args: [[lm.encode(next(said))]])
-    asked = unread(prompt)
-    assert statements.rollout(lm, prompt, asked, 1, 1.0, [0], reasoning=30).confidence == [[None]]
+    for number, confidence in ((" nothing", None), (" 20%", 0.2)):
+        said = map(prompt.lm.encode, ("so Confidence: 100%\n", number))
+        assert states(prompt, monkeypatch, *said, reasoning=30) == confidence
 
 
 def test_examples_are_no_answers(prompt):

@@ -178,18 +178,17 @@ def test_cells():
 
 
 def test_markdown_and_summary_show_the_rows():
-    report, other = (json.loads(json.dumps(built(ROWS))) for _ in range(2))
-    other["cost"]["trained"]["tokens"] = 99.0
+    report = json.loads(json.dumps(built(ROWS)))
     text = tables.markdown(report)
     assert "| train, its last call | 2.000 | 99 |" in text and "| sample | 65.4 | 12,345 |" in text
     assert all(f"- {warning}" in text for warning in report["warnings"])
     for s in report["sets"].values():
         for name, row in s["methods"].items():
             assert f"| {name} | {tables.number(row['accuracy'])} [" in text
-    lines = tables.summary(report, [("the other", other)]).splitlines()
+    lines = tables.summary(report).splitlines()
     assert lines[0].startswith("**test** (174 questions") and "ECE" in lines[2]
     costs = [line.split("|")[-2].strip() for line in lines if line.startswith("| Stated, trained")]
-    assert costs == 2 * ["22.3", "99.0"]  # of both sets
+    assert costs == 2 * ["22.3"]  # of both sets
 
 
 def test_fill(tmp_path):

@@ -1,9 +1,9 @@
 """Does memory stay flat? 10,000 questions and 500 steps on a large toy world, in a temporary folder; about 15 minutes.
 
-    python tests/soak.py
+    python tests/slow/soak.py
 
 Prints the resident memory of each stage at a tenth of its time, and the most that it had after that; exit code 1 if
-that is 5% more in any of them.
+that is 5% more in any of them. Further arguments are flags of calunc.py, for a shorter trial.
 """
 
 import functools
@@ -12,10 +12,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import calunc  # noqa: E402
-import compare  # noqa: E402
-import stages  # noqa: E402
 import toy  # noqa: E402
 
 FLAGS = "--platt-questions 500 --train-questions 7000 --test-questions 900 --ood-questions 1600 --steps 500"
@@ -51,17 +49,17 @@ def watched(function, growth):
     return run
 
 
-def main():
+def main(argv):
     growth = {}
     toy.world = functools.partial(toy.world, trained=2800, unseen=600)
-    for module, name in ((stages, "sample"), (stages, "calibrate"), (stages, "train"), (compare, "evaluate")):
-        setattr(module, name, watched(getattr(module, name), growth))
+    for stage in ("sample", "calibrate", "train", "evaluate"):
+        setattr(calunc, stage, watched(getattr(calunc, stage), growth))
     with tempfile.TemporaryDirectory() as folder:
-        code = calunc.main(["--out", f"{folder}/soak", *FLAGS.split()])
+        code = calunc.main(["--out", f"{folder}/soak", *FLAGS.split(), *argv])
     for name, (early, late) in growth.items():
         print(f"{name}: {early:.0f} MiB in the first tenth, {late:.0f} MiB at most after it: {late / early - 1:+.1%}")
     return code or any(late > 1.05 * early for early, late in growth.values())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""beyond/ and the paper's reward against definitions, plain loops and, for proper scores, what is best on average."""
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import ASKED, Config, plain_logp, roll, shared
+
+import eval as evaluation
+import rl
+from beyond import exact, rewards
+from beyond.baselines import base_rate, chosen, cluster_entropy, family_prior, free
+from beyond.rewards import brier_reward, log_reward
+from lora import add_lora
+from rl import Item, calibration_reward
+
+
+@pytest.mark.parametrize("confidence, target, tolerance, reward", [
+    (0.7, 0.7, 0.05, 0.95), (0.74, 0.7, 0.05, 0.95), (0.66, 0.7, 0.05, 0.95), (0.8, 0.7, 0.05, 0.9),
+    (0.6, 0.7, 0.05, 0.9), (1.0, 0.0, 0.05, 0.0), (0.0, 1.0, 0.05, 0.0), (0.0, 0.0, 0.05, 0.95),
+    (None, 0.7, 0.05, 0.0), (None, 0.0, 0.2, 0.0), (0.6, 0.7, 0.2, 0.8), (0.7, 0.7, 0.0, 1.0),
+])  # fmt: skip
+def test_the_reward_of_the_paper(confidence, target, tolerance, reward):
+    assert calibration_reward(confidence, target, tolerance) == pytest.approx(reward, abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence, target", [
+    (1.01, 0.5), (-0.01, 0.5), (73, 0.5), (math.nan, 0.5), (0.5, 1.01), (0.5, -0.01), (0.5, math.nan), (None, 2),
+])  # fmt: skip
+def test_it_refuses_what_is_no_probability(confidence, target):
+    with pytest.raises(ValueError, match="must be in"):
+        calibration_reward(confidence, target)
+
+
+def test_scores_of_correctness():
+    for c, y in itertools.product([0, 0.3, 1], [0, 1]):
+        assert brier_reward(c, y) == pytest.approx(1 - (c - y) ** 2)
+    assert log_reward(0.3, 1) == pytest.approx(1 + math.log(0.3) / math.log(100))
+    assert log_reward(0.3, 0) == pytest.approx(1 + math.log(0.7) / math.log(100))
+    for worst in (log_reward(0, 1), log_reward(0.01, 1), log_reward(1, 0), log_reward(None, 0), brier_reward(None, 1)):
+        assert worst == pytest.approx(0, abs=1e-12)
+    assert log_reward(1, 1) == pytest.approx(log_reward(0.99, 1)) and log_reward(1, 1) < 1
+
+
+@pytest.mark.parametrize("reward", [brier_reward, log_reward])
+@pytest.mark.parametrize("p", [0.02, 0.37, 0.5, 0.91])
+def test_the_scores_are_proper(reward, p):
+    """The best thing to say is the probability itself."""
+    grid = np.arange(101) / 100
+    expected = [p * reward(c, 1) + (1 - p) * reward(c, 0) for c in grid]
+    assert grid[np.argmax(expected)] == pytest.approx(p)
+
+
+def test_the_choice_of_rewards():
+    names = ("calibrated", "brier", "log", "hybrid")
+    earned = {name: rewards.chosen(Config(reward=name, alpha=0.25, tolerance=0.1)) for name in names}
+    for c, y in itertools.product((None, 0.0, 0.4, 1.0), (0, 1)):
+        got = {name: reward(c, Item("q", "a", 0.3, y)) for name, reward in earned.items()}
+        assert got["calibrated"] == pytest.approx(0 if c is None else 1 - max(0.1, abs(c - 0.3)))
+        assert (got["brier"], got["log"]) == pytest.approx((brier_reward(c, y), log_reward(c, y)))
+        assert got["hybrid"] == pytest.approx(0.25 * got["calibrated"] + 0.75 * got["brier"])
+
+
+def test_the_reward_as_trl_calls_it():
+    said = ["Confidence: 73%", " 70%", "I think so.\nConfidence: 20%", "perhaps", [{"content": "Confidence: 0%"}]]
+    got = rewards.trl_reward(said, target=[0.7, 0.3, 0.7, 0.5, 0.4], answers="not used")
+    assert got == pytest.approx([0.95, 0.6, 0.5, 0, 0.6])
+
+
+LABELS = [1, 0, 0, 1, 1, 0, 1]
+FAMILIES = ["easy", "hard", "hard", "easy", "easy", "easy", "one"]
+
+
+def test_the_base_rate_is_calibrated_and_knows_nothing():
+    labels = np.array(LABELS)
+    confidence = base_rate(LABELS, 7)
+    np.testing.assert_allclose(confidence, [4 / 7] * 7)
+    assert evaluation.ece(confidence, labels) == pytest.approx(0, abs=1e-12)
+    assert evaluation.auroc(confidence, labels) == 0.5
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_family_prior(kind):
+    asked, labels = ["one", "easy", "new", "hard", "easy"], kind(LABELS)
+    got = family_prior(labels, kind(FAMILIES), kind(asked))
+    for value, family in zip(got, asked, strict=True):
+        ours = [label for label, f in zip(LABELS, FAMILIES, strict=True) if f == family] or LABELS  # unseen: base rate
+        assert value == pytest.approx(sum(ours) / len(ours))
+    assert list(labels) == LABELS and family_prior(LABELS, FAMILIES, []).shape == (0,)
+    np.testing.assert_allclose(family_prior(LABELS, ["f"] * 7, ["f", "g"]), base_rate(LABELS, 2))
+
+
+def test_what_the_samples_give_for_nothing():
+    """Geometric mean; share of equal answers; the entropy of clusters of the sizes 3, 1 and 2."""
+    group = np.array([0, 0, 1, 0, 2, 2])
+    gram, share = np.where(group[:, None] == group, 0.9, 0.4), np.array([3, 1, 2]) / 6
+    row = {"answer": "Paris", "samples": ["Paris", "paris.", "The Paris", "Lyon", "Paris, France"],
+           "answer_logprob": np.log(0.5 * 0.25 * 0.125), "answer_tokens": 3}  # fmt: skip
+    want = {"probability": 0.25, "consistency": 0.6, "clusters": -(share * np.log(share)).sum()}
+    assert free(row, gram) == pytest.approx(want)
+    row |= {"answer": "Rome", "answer_logprob": 0.0}
+    assert free(row, gram) == pytest.approx(want | {"probability": 1, "consistency": 0})
+    assert cluster_entropy(np.ones((4, 4))) == 0 and cluster_entropy(np.eye(7)) == pytest.approx(np.log(7))
+    # 0 is like 1 and 1 is like 2: the first member of a cluster decides who is in it
+    chain = np.array([[1, 0.6, 0.1], [0.6, 1, 0.6], [0.1, 0.6, 1]])
+    assert cluster_entropy(chain) == pytest.approx(np.log(3) - 2 / 3 * np.log(2))
+
+
+def test_the_choice_of_baselines():
+    assert chosen("") == [] and chosen(" p-true, stated,p-true") == ["p-true", "stated"]
+    for wrong, hint in (("stated,p-tru", "'p-tru'; did you mean"), ("xyz", "choose from stated, zero-shot, p-true")):
+        with pytest.raises(ValueError, match=hint):
+            chosen(wrong)
+
+
+@pytest.mark.parametrize("engine", [lambda lm: lm, shared], ids=["plain", "shared"])
+def test_what_is_sampled_follows_the_policy(world, engine):
+    lm, prompt = world()
+    asked, batch = roll(engine(lm), prompt, ASKED[:1], 2000, 1.5, [3])
+    said, count = exact.percentages(lm), Counter(batch.confidence[0])
+    chance = exact.log_policy(engine(lm), asked, [0], said, Config(rollout_temperature=1.5))[0].exp().tolist()
+    for c, p in zip(said, chance, strict=True):
+        assert abs(count[c / 100] - 2000 * p) < 5 * (2000 * p * (1 - p)) ** 0.5 + 1
+    assert count[None] > 100  # what is no percentage
+
+
+def test_warm_up_raises_the_target(world):
+    told = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
+    (lm, prompt), texts, log = world(), [" 75%", " 10%", " 100%"], []  # the nearest multiples of five
+
+    @torch.no_grad()
+    def logps():
+        asked = [(*prompt.confidence(q, a), lm.encode(t)) for (q, a, _), t in zip(told, texts, strict=True)]
+        return torch.stack([plain_logp(lm, c, turn + n, 1.0)[len(turn) :].sum() for c, turn, n in asked])
+
+    before, config = logps(), Config(steps=0, warmup=40, questions=8, lr=3e-2, amp="off")
+    add_lora(lm, rank=4, alpha=8)
+    rl.train(lm, prompt, [Item(*x, 1) for x in told], config, None, log.append, None, exact.instead(lm, config, None))
+    assert (before < math.log(0.1)).all() and (logps() > math.log(0.5)).all()
+    assert log[0]["supervised_loss"] == pytest.approx(-before.mean().item(), abs=1e-4)  # a token each
+    assert [r["step"] for r in log] == list(range(-40, 0)) and {"grad_norm", "skipped"} < log[0].keys()
