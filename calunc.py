@@ -9,7 +9,7 @@ The pipeline, top to bottom: `sample` answers, `calibrate` their entropy into P(
 number in one short generation, `eval` what it says. Each stage reads the files of the one before from the run folder
 and is skipped when its own are there and were made with the same settings.
 
-From infra: cli (flags, what is done already), setup (questions, model), parallel (Journal, processes), files.first.
+From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first.
 """
 
 from infra import cli
@@ -36,8 +36,7 @@ import use
 from beyond import baselines, compare, exact, rewards
 from infra import parallel, setup
 from infra.files import first
-from infra.parallel import Journal
-from report import build, environment, tables, troubles
+from report import build, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
 
 # ---- stage 1 ----------------------------------------------------------------------------------------------------
@@ -50,10 +49,10 @@ def sample(config, run, model, prompt, questions):
     prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
     batches = use.batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch)
     # a batch is kept as a whole or made again: in another one, rounding would differ
-    pieces = {lm.seed_of(*(f"{part} {q.id}" for part, q in batch)): batch for batch in batches}
-    journal = Journal(run, "sample", config, pieces)
-    for name in journal.todo(desc="sampling answers", unit="batch"):
-        batch, found = pieces[name], []
+    names = [lm.seed_of(*(f"{part} {q.id}" for part, q in batch)) for batch in batches]
+    files = {run.unfinished("sample", config, f"{name}.json"): b for name, b in zip(names, batches, strict=True)}
+    for file in tqdm(parallel.missing(files), desc="sampling answers", unit="batch"):
+        batch, found = files[file], []
         seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
         ids = [prompts[part, q.id] for part, q in batch]
         drawn, logp = engine.sample(model, ids, temperatures, config.answer_tokens, stop, seeds, logprobs=True)
@@ -66,8 +65,9 @@ def sample(config, run, model, prompt, questions):
                 "answer_logprob": answer_logprob, "answer_tokens": len(completions[0]),
                 "sample_tokens": sum(map(len, completions[1:])),
             })  # fmt: skip
-        journal.keep(name, found)
-    rows = {(row["part"], row["id"]): row for batch in journal.all().values() for row in batch}
+        parallel.keep(file, found)
+    parallel.wait()
+    rows = {(row["part"], row["id"]): row for file in files for row in run.read(file.name)}
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
     return sum(row["answer_tokens"] + row["sample_tokens"] for row in rows.values())
 
@@ -121,16 +121,16 @@ def calibrate(config, run, model):
 
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
-    pairs = zip(run.rows("samples.jsonl"), run.rows("targets.jsonl"), strict=True)
+    pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"]) for s, t in pairs if s["part"] == "train"]
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     log, said = [], set()
-    run.write("metrics.jsonl", log)
+    run.write("metrics.jsonl", log)  # also where there are no steps
 
     def on_step(record):
         log.append(record)
-        run.append("metrics.jsonl", record)
-        for sentence in set(troubles(log)) - said if len(log) % 20 == 0 and first() else ():
+        run.write("metrics.jsonl", log)
+        for sentence in set(build.troubles(log)) - said if len(log) % 20 == 0 and first() else ():
             said.add(sentence)
             tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
@@ -147,15 +147,16 @@ def train(config, run, model, prompt):
 
 def evaluate(config, run, model, prompt):
     """What is stated before and after, beside what it is compared with -> predictions.jsonl, report.*, pictures"""
-    pairs = list(zip(run.rows("samples.jsonl"), run.rows("targets.jsonl"), strict=True))
+    pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
     labelled = [t for s, t in pairs if s["part"] in ("platt", "train")]
     held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
     lora.load_adapter(model, run.path("adapter"))
-    stated = compare.state(config, run, model, prompt, held_out, compare.ways(config))
+    ways = ["untrained", "trained"] + ["expected"] * (config.reasoning == 0)  # its sum is over numbers alone
+    stated = compare.state(config, model, prompt, held_out, ways)
     columns = {way: confidence for way, (confidence, _, _) in stated.items()}
-    columns |= compare.constants(labelled, held_out) | compare.scaled(labelled, held_out)
+    columns |= compare.free(labelled, held_out)
     for name in baselines.chosen(config.baselines):
-        columns |= compare.read_again(name, config, run, model, prompt, pairs, stated)
+        columns |= compare.read_again(name, config, model, prompt, pairs, stated)
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]
     run.write("predictions.jsonl", rows)
 
@@ -192,7 +193,7 @@ def main(argv):
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, questions)
             run.start(todo[0], config)
-            run.write("environment.json", environment(model.device))
+            run.write("environment.json", build.environment(model.device))
         if "sample" in todo:
             with run.stage("sample", config) as cost:
                 cost["tokens"] = sample(config, run, model, prompt, questions)

@@ -4,7 +4,7 @@ A question set is a list of `Question`. It comes from the toy world, from the bu
 `question` and `answers`, or from the Hugging Face hub through a descriptor of a few lines. `Prompt` turns a question
 into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
 
-From infra: files.read_questions; hints.nearest and hints.nearest_file, for names that are not there.
+From infra: files (read_questions; nearest, for names that are not there).
 """
 
 import re
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.files import read_questions
-from infra.hints import nearest, nearest_file
+from infra.files import nearest, read_questions
 
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
@@ -118,17 +117,13 @@ def _load_one(name, held_out):
         found = [q for q in every if family in ("", q.family)]
         if not found:
             known = sorted({q.family for q in every})
-            near = nearest(family, known) or f"choose from {', '.join(known)}"
-            raise ValueError(f"facts has no family {family!r}; {near}")
+            raise ValueError(f"facts has no family {family!r}; choose from {', '.join(known)}")
         return found
     if name in HUB:
         return from_hub(name, held_out)
     if Path(name).is_file():
         return from_jsonl(name)
-    near = [nearest(name, ["facts", *HUB]), nearest_file(name)]
-    if Path(name).suffix:  # a file was meant
-        near.reverse()
-    near = next(filter(None, near), f"choose from facts, {', '.join(HUB)}")
+    near = nearest(name, ["facts", *HUB]) or f"choose from facts, {', '.join(HUB)}"
     raise ValueError(f"no data set or file called {name!r}; {near}")
 
 

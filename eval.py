@@ -13,9 +13,8 @@ All raise ValueError unless they get N >= 1 confidences in [0, 1], without NaN, 
 Stated confidences are round numbers, so ties and values on bin edges are common: each metric says how it treats them.
 A constant confidence equal to the accuracy has ECE 0, so always read ECE beside AUROC and a base-rate row.
 
-Metrics are computed from counts (R, N): how often each answer occurs in each of R resamples. A single metric has R = 1
-and counts of one, the bootstrap has multinomial counts, so both share one implementation.
-Left out: ECE with other norms and debiased ECE, because they make numbers harder to compare.
+Metrics are computed from counts (R, N): how often each answer occurs in each of R resamples; R = 1 and counts of one
+for a single metric. Left out: ECE with other norms and debiased ECE, which make numbers harder to compare.
 """
 
 import numpy as np
@@ -30,8 +29,8 @@ def ece(confidence, correct, bins=10, scheme="width"):
         np.histogram and torchmetrics (which puts an exact 1.0 in a bin of its own; Guo et al. use (lo, hi]).
         A confidence within 1e-7 below an edge counts as on it, because 3 * 0.1 != 0.3 in floating point.
     scheme "mass": bins of equal count. Equal confidences share the bin of their mid-rank, so some bins may be empty.
-    Raises ValueError also for an unknown scheme, and for bins other than 1, 2, ...
-    Source: Naeini et al. 2015; Guo et al., arXiv 1706.04599; equal mass: Nguyen & O'Connor 2015.
+    Raises ValueError also for an unknown scheme, and for bins other than 1, 2, ... Sources: Naeini et al. 2015; Guo et
+    al., arXiv 1706.04599; equal mass: Nguyen & O'Connor 2015.
     """
     confidence, correct, once = _validate(confidence, correct)
     return float(_ece(confidence, correct, once, _bin(confidence, once, bins, scheme), bins)[0])
@@ -49,15 +48,13 @@ def reliability(confidence, correct, bins=10, scheme="width"):
 
 def brier(confidence, correct):
     """Brier score, the mean squared error. (N,), (N,) -> float in [0, 1]. Source: Brier 1950."""
-    confidence, correct, _ = _validate(confidence, correct)
-    return float(((confidence - correct) ** 2).mean())
+    return metrics(confidence, correct)["brier"]
 
 
 def nll(confidence, correct):
     """Negative log-likelihood, or log loss. (N,), (N,) -> float in nats, at most 13.8 because of NLL_CLIP.
     A few wrong answers stated at 100%, or right ones at 0%, dominate it: read it beside the Brier score."""
-    confidence, correct, _ = _validate(confidence, correct)
-    return float(_nll(confidence, correct).mean())
+    return metrics(confidence, correct)["nll"]
 
 
 def auroc(confidence, correct):
@@ -82,28 +79,24 @@ def risk_coverage(confidence, correct):
 def spearman(a, b):
     """Rank correlation, ties by mid-ranks. (N,), (N,) -> float in [-1, 1], nan if a or b is constant.
     Source: Spearman 1904; the Pearson correlation of the ranks."""
-    centred = []
+    ranks = []
     for values in (a, b):
-        _, place, count = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-        centred.append(ranks - ranks.mean())
-    x, y = centred
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
     with np.errstate(invalid="ignore"):  # 0 / 0 = nan for constant values
-        return float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
+        return float(np.corrcoef(*ranks)[0, 1])
 
 
 def metrics(confidence, correct, family=None):
     """All metrics. (N,), (N,), family (N,) of any labels -> {name: number}.
 
-    n, accuracy, mean_confidence, distinct (number of different confidences), ece, ece_mass, brier, nll, auroc, aurc.
-    Murphy's decomposition of Brier, in ten bins of equal width: reliability, the mean squared gap between confidence
-    and accuracy, lower is better; resolution, the variance of the accuracy over the bins, higher is better;
-    uncertainty, accuracy (1 - accuracy), which does not depend on the confidence.
-    auroc_within: mean AUROC of the families that have both classes, which measures what the confidence knows beyond
-    which family is hard. ece_within: mean ECE (width) of the families, weighted by size. Both nan without families.
+    n, accuracy, mean_confidence, distinct (number of different confidences), ece, ece_mass, brier, nll, auroc, aurc;
+    Murphy's terms, in ten bins of equal width: reliability, the mean squared gap between confidence and accuracy, lower
+    is better; resolution, the variance of the accuracy, higher is better; uncertainty, accuracy (1 - accuracy);
+    auroc_within, the mean AUROC of the families that have both classes: what is known beyond which family is hard;
+    ece_within, the mean ECE (width) of the families, weighted by size. Both are nan without families.
     """
-    confidence, correct, once = _validate(confidence, correct)
-    values = _metrics(confidence, correct, once, _families(family, len(confidence)))
+    values = _metrics(*_validate(confidence, correct), family)
     counts = {"n": len(confidence), "distinct": len(np.unique(confidence))}
     return counts | {name: float(value[0]) for name, value in values.items()}
 
@@ -125,8 +118,7 @@ def resampled(confidence, correct, family=None, resamples=1000, seed=0):
     confidence, correct, _ = _validate(confidence, correct)
     if resamples < 1:
         raise ValueError(f"resamples must be >= 1, not {resamples}")
-    n = len(confidence)
-    family, rng, chunks = _families(family, n), np.random.default_rng(seed), []
+    n, rng, chunks = len(confidence), np.random.default_rng(seed), []
     rows = max(1, 200_000 // n)  # resamples at a time, to bound the memory
     for start in range(0, resamples, rows):
         drawn = rng.integers(n, size=(min(rows, resamples - start), n))  # (R, N)
@@ -140,16 +132,14 @@ def interval(values, level=0.95):
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     values = values[~np.isnan(values)]
-    tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
-    return float(tails[0]), float(tails[1])
+    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
+    return float(lo), float(hi)
 
 
 def with_missing(confidence, correct):
     """Two ways to handle malformed statements, None. (N,), (N,) -> (confidence, correct) dropped, then as worst.
-
-    Dropped: only the M answers that state a confidence, (M,), (M,). M may be 0, which the metrics refuse.
-    As worst: all N, (N,), (N,); None becomes 1 for a wrong answer and 0 for a right one.
-    """
+    Dropped: the M answers that state a confidence, (M,), (M,). M may be 0, which the metrics refuse.
+    As worst: all, (N,), (N,); None becomes 1 for a wrong answer and 0 for a right one."""
     stated = np.array([c is not None for c in confidence], dtype=bool)
     filled, correct, _ = _validate([0.0 if c is None else c for c in confidence], correct)
     return (filled[stated], correct[stated]), (np.where(stated, filled, 1 - correct), correct)
@@ -169,34 +159,30 @@ def _validate(confidence, correct):
     return c, y.astype(np.float64), np.ones((1, len(c)), dtype=np.int64)
 
 
-def _families(family, n):
-    """Labels (N,) -> ints (N,), or None."""
-    if family is not None and np.shape(family) != (n,):
-        raise ValueError(f"family must be {n} labels, one for each answer, not {np.shape(family)}")
-    return None if family is None else np.unique(np.asarray(family), return_inverse=True)[1]
-
-
 def _metrics(confidence, correct, counts, family):
-    """confidence, correct (N,), counts (R, N), family ints (N,) or None, all valid -> {name: (R,)}."""
+    """confidence, correct (N,), counts (R, N), all valid; family: labels (N,) or None -> {name: (R,)}."""
     total = counts.sum(axis=1)
     width, mass = (_bin(confidence, counts, 10, scheme) for scheme in ("width", "mass"))
     n, stated, right = (_sum_bins(counts * x, width, 10) for x in (1, confidence, correct))  # (R, 10) each
     size, accuracy = np.maximum(n, 1), counts @ correct / total
+    clipped = np.clip(confidence, NLL_CLIP, 1 - NLL_CLIP)
     auroc_within = ece_within = np.full(len(counts), np.nan)
     if family is not None:
-        groups = [family == f for f in range(family.max() + 1)]
+        if np.shape(family) != confidence.shape:
+            raise ValueError(f"family must be {len(confidence)} labels, one for each answer, not {np.shape(family)}")
+        names, index = np.unique(family, return_inverse=True)
+        groups = [index == f for f in range(len(names))]
         inside = np.array([_auroc(confidence[g], correct[g], counts[:, g]) for g in groups])  # (families, R)
-        both = ~np.isnan(inside)
         with np.errstate(invalid="ignore"):  # 0 / 0 = nan where no family has both classes
-            auroc_within = np.where(both, inside, 0).sum(axis=0) / both.sum(axis=0)
-        ece_within = _ece(confidence, correct, counts, family * 10 + width, len(groups) * 10)
+            auroc_within = np.nansum(inside, axis=0) / (~np.isnan(inside)).sum(axis=0)
+        ece_within = _ece(confidence, correct, counts, index * 10 + width, len(names) * 10)
     return {
         "accuracy": accuracy,
         "mean_confidence": counts @ confidence / total,
         "ece": np.abs(right - stated).sum(axis=1) / total,
         "ece_mass": _ece(confidence, correct, counts, mass, 10),
         "brier": counts @ (confidence - correct) ** 2 / total,
-        "nll": counts @ _nll(confidence, correct) / total,
+        "nll": -counts @ np.where(correct == 1, np.log(clipped), np.log1p(-clipped)) / total,
         "auroc": _auroc(confidence, correct, counts),
         "auroc_within": auroc_within,
         "ece_within": ece_within,
@@ -207,24 +193,18 @@ def _metrics(confidence, correct, counts, family):
     }
 
 
-def _nll(confidence, correct):
-    c = np.clip(confidence, NLL_CLIP, 1 - NLL_CLIP)
-    return -np.where(correct == 1, np.log(c), np.log1p(-c))  # (N,)
-
-
 def _ece(confidence, correct, counts, index, bins):
-    """index (R, N): the bin of each answer, below bins. -> (R,)."""
+    """index (N,) or (R, N): the bin of each answer, below bins. -> (R,)."""
     return np.abs(_sum_bins(counts * (correct - confidence), index, bins)).sum(axis=1) / counts.sum(axis=1)
 
 
 def _bin(confidence, counts, bins, scheme):
-    """-> the bin of each answer in each resample, (R, N)."""
+    """-> the bin of each answer, (N,), or of each answer in each resample, (R, N)."""
     if bins < 1 or bins != int(bins):
         raise ValueError(f"bins must be a whole number >= 1, not {bins}")
     if scheme == "width":
         edges = np.arange(1, bins) / bins
-        index = np.searchsorted(edges, confidence + 1e-7, side="right")  # 1e-7: float32 edges too
-        return np.broadcast_to(index, counts.shape)
+        return np.searchsorted(edges, confidence + 1e-7, side="right")  # 1e-7: float32 edges too
     if scheme == "mass":
         value, weight = _by_value(confidence, counts)
         twice_mid_rank = 2 * np.cumsum(weight, axis=1) - weight  # (R, D), integers, so no rounding
@@ -234,7 +214,7 @@ def _bin(confidence, counts, bins, scheme):
 
 
 def _sum_bins(values, index, bins):
-    """Sum values (R, N) over the answers of each bin, index (R, N). -> (R, bins)."""
+    """Sum values (R, N) over the answers of each bin, index (N,) or (R, N). -> (R, bins)."""
     cell = np.arange(len(values))[:, None] * bins + index  # (R, N), one number for each resample and bin
     return np.bincount(cell.ravel(), values.ravel(), len(values) * bins).reshape(-1, bins)
 

@@ -4,9 +4,9 @@
     python scripts/fetch_smollm2.py && python scripts/fetch_minilm.py
     python -m bench
 
-takes two hours on two cores, most of it for what we compare with. `python -m bench sampling using` measures these two
-and only prints them. Whatever is compared takes turns; a ratio is the median of the ratios of five turns, with the
-lowest and the highest.
+takes two to three hours on two cores, most of it for what we compare with. `python -m bench sampling using` measures
+these two and only prints them. Whatever is compared takes turns; a ratio is the median of the ratios of five turns,
+with the lowest and the highest.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from pathlib import Path
 
 from bench import arrays, growth, language, prediction, setting
 from bench.setting import EMBEDDER, MODEL, ROOT, matmul_flops, take_turns
+from experiments.tables import fill
 from infra.folder import Run
-from report import environment
-from report.tables import fill
+from report.build import environment
 
 PEERS = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "scikit-learn", "torchmetrics")
 

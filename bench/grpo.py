@@ -83,7 +83,8 @@ def trl(batch, checkpointing):
     from trl import GRPOConfig, GRPOTrainer
 
     import lm
-    from beyond.rewards import trl_reward
+    import rl
+    from data import LABEL, parse_confidence
 
     model, prompt, items = problem()
     texts = [model.tokenizer.decode(sum(prompt.confidence(q, a), [])) for q, a, _ in items]
@@ -94,7 +95,8 @@ def trl(batch, checkpointing):
 
     def reward(completions, target, **_):
         """What ours sees is cut at the first stop token, so TRL's text is cut there too."""
-        return trl_reward([c.split("\n")[0] for c in completions], target)
+        stated = [parse_confidence(LABEL + c.split("\n")[0]) for c in completions]
+        return [rl.calibration_reward(c, p) for c, p in zip(stated, target, strict=True)]
 
     class Callback(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):

@@ -145,7 +145,8 @@ def thought():
 
         work = f"thought of {tokens} tokens, 12 prompts × 8 rollouts: {{}}, the plain engine, the shared one"
         for what, function in (("sampling", sample), ("log-probabilities and gradients", score)):
-            rows.append(compared(work.format(what), "", take_turns({name: function(name) for name in engines})))
+            seconds = take_turns({name: function(name) for name in engines}, warm_up=False)
+            rows.append(compared(work.format(what), "", seconds))
     return rows
 
 

@@ -1,10 +1,7 @@
 """What we compare with: confidences that cost no training.
 
-Constants, which every method has to beat: a constant confidence at the right level has a perfect ECE, and a student
-that only recognises hard families looks good on a mixed test set.
-
-    base rate      the accuracy on labelled questions
-    family prior   the accuracy of the question's family there
+From labels, for every method to beat: the base rate, their accuracy, which has a perfect ECE at the right level; the
+family prior, that of the question's family, because recognising hard families looks good on a mixed test set.
 
 From the samples that are there anyway, â the answer and s_1 ... s_n the samples (FREE):
 
@@ -24,30 +21,24 @@ import numpy as np
 
 from beyond import exact
 from data import normalise
-from infra.hints import nearest
 
 FREE = ("probability", "consistency", "clusters")
-READING = {  # name -> how it is stated, and the prompt that asks for it
-    "stated": lambda prompt: ("untrained", prompt),
-    "zero-shot": lambda prompt: ("zero-shot", without_examples(prompt)),
-    "p-true": lambda prompt: ("p-true", true_or_false(prompt)),
-}
+READING = ("stated", "zero-shot", "p-true")
 
 
 def chosen(names):
-    """"stated, p-true" -> ["stated", "p-true"]. Raises ValueError for an unknown one, with the nearest known one."""
+    """Each of --baselines once: "stated,p-true" -> ["stated", "p-true"]. Raises ValueError for an unknown one."""
     found = [name.strip() for name in names.split(",") if name.strip()]
     for name in found:
         if name not in READING:
-            near = nearest(name, READING) or f"choose from {', '.join(READING)}"
-            raise ValueError(f"no baseline is called {name!r}; {near}")
+            raise ValueError(f"no baseline is called {name!r}; choose from {', '.join(READING)}")
     return list(dict.fromkeys(found))
 
 
 def free(row, gram):
     """The scores that need nothing but a row of samples.jsonl, and the samples' Gram matrix. -> {name: float}"""
     return {
-        "probability": sequence_probability(row["answer_logprob"], row["answer_tokens"]),
+        "probability": float(np.exp(row["answer_logprob"] / row["answer_tokens"])),  # the answer's end included
         "consistency": self_consistency(row["answer"], row["samples"]),
         "clusters": cluster_entropy(gram),
     }
@@ -64,24 +55,15 @@ def true_or_false(prompt):
     return replace(prompt, examples=examples, label="True or false:", ask="Is your answer true? Reply True or False.")
 
 
-def base_rate(labels, n):
-    """The accuracy on labelled questions as everybody's confidence. labels (M,) -> (n,)"""
-    return np.full(n, np.mean(labels))
-
-
 def family_prior(labels, families, asked):
     """Each question gets the accuracy of its family on labelled questions; an unseen family gets the base rate.
 
-    labels (M,) of 0 and 1, families (M,), asked: the families of N questions -> (N,).
+    labels: M of 0 and 1, families: M, asked: the families of N questions -> N floats
     """
-    labels, families = np.asarray(labels, dtype=float), np.asarray(families)
-    rate = {f: labels[families == f].mean() for f in set(families.tolist())}
-    return np.array([rate.get(f, labels.mean()) for f in asked])
-
-
-def sequence_probability(logprob, tokens):
-    """Geometric mean of the probabilities of an answer's tokens, its end included. nats, count -> in (0, 1]"""
-    return float(np.exp(logprob / tokens))
+    of_family = {}
+    for label, family in zip(labels, families, strict=True):
+        of_family.setdefault(family, []).append(label)
+    return [float(np.mean(of_family.get(family, labels))) for family in asked]
 
 
 def self_consistency(answer, samples):

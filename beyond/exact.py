@@ -10,6 +10,7 @@ They are scored as a tree of digits on the question that was read once (infra/sh
 whole percentage with its sign, as " 9.5%", " 2018" or " 75-76", has no part in these sums and earns nothing.
 """
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -46,26 +47,19 @@ def expected_confidence(chance, said):
 
 
 def expect(lm, asked, config):
-    """The expected confidence in each answer, at temperature 1; None where it is likelier that no percentage would be
-    stated."""
-    said = percentages(lm)
+    """The expected confidence in each answer, at temperature 1; None if P(no percentage) > 1/2."""
+    rows, said = list(range(len(asked.prompts))), percentages(lm)
     if not said:
-        return [None] * len(asked.prompts)
-    config = replace(config, rollout_temperature=1.0)
-    chance = log_policy(lm, asked, list(range(len(asked.prompts))), said, config).exp()
-    mean, number = expected_confidence(chance, said)
+        return [None] * len(rows)
+    logp = log_policy(lm, asked, rows, said, replace(config, rollout_temperature=1.0))
+    mean, number = expected_confidence(logp.exp(), said)
     return [c if p >= 0.5 else None for c, p in zip(mean.tolist(), number.tolist(), strict=True)]
 
 
 def divergence(logp, reference):
     """KL(policy || reference) over the percentages and, as one more outcome, all else. (Q, C) x 2 -> (Q,), in nats"""
-
-    def whole(x):
-        rest = (1 - x.exp().sum(-1, keepdim=True)).clamp_min(1e-6).log()
-        return torch.cat([x, rest], dim=-1)
-
-    p, q = whole(logp), whole(reference)
-    return (p.exp() * (p - q)).sum(-1)
+    rest, other = ((1 - x.exp().sum(-1)).clamp_min(1e-6) for x in (logp, reference))  # (Q,) each
+    return (logp.exp() * (logp - reference)).sum(-1) + rest * (rest / other).log()
 
 
 # ---- other steps of training ------------------------------------------------------------------------------------
@@ -76,26 +70,22 @@ def instead(lm, config, reward):
 
     Raises ValueError for a tokenizer that cannot write percentages, if the exact gradient needs them.
     """
-    said = percentages(lm, config.every) if config.gradient == "exact" else {}
-    if config.gradient == "exact" and not said:
-        raise ValueError("the exact gradient needs a tokenizer that can write percentages")
-
-    def supervised(lm, asked, chosen, optimizer):
-        return supervised_step(lm, asked, chosen, config, optimizer)
-
-    def exact(lm, asked, chosen, optimizer):
-        return exact_step(lm, asked, chosen, reward, said, config, optimizer)
-
-    return lambda step: supervised if step < 0 else exact if said else None
+    later = None
+    if config.gradient == "exact":
+        said = percentages(lm, config.every)
+        if not said:
+            raise ValueError("the exact gradient needs a tokenizer that can write percentages")
+        later = functools.partial(exact_step, said=said, reward=reward, config=config)
+    warm_up = functools.partial(supervised_step, config=config)
+    return lambda step: warm_up if step < 0 else later
 
 
-def supervised_step(lm, asked, chosen, config, optimizer):
+def supervised_step(lm, asked, chosen, optimizer, config):
     """Raise log π(" 75%") for a target of 0.73. -> what is logged
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
-    step = max(5, config.every)
-    texts = [lm.proceed(f" {step * round(100 * x.target / step)}%") for x in chosen]
+    texts = [lm.proceed(f" {5 * round(20 * x.target)}%") for x in chosen]
     mine = parallel.share(texts)
     with optimizer.autocast():
         score = scorer(lm, max(map(len, texts)), config)
@@ -127,7 +117,7 @@ def update(lm, asked, rewards, said, config, optimizer):
     return {"grad_norm": optimizer.step(), **parallel.totals(**sums)}, torch.cat(found)
 
 
-def exact_step(lm, asked, chosen, reward, said, config, optimizer):
+def exact_step(lm, asked, chosen, optimizer, said, reward, config):
     """All that can be stated, its rewards, update. -> what is logged
 
     `distinct` counts what is stated at least a hundredth as often as what is stated most often.

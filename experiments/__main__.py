@@ -24,8 +24,7 @@ from experiments import tables
 from experiments.grid import SCORES, TABLES, slug
 from infra.cli import parse
 from infra.folder import Run
-from infra.hints import nearest
-from report import cores
+from report.build import cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,8 +75,7 @@ def refuse_unknown(parser, option, given, known):
     known = [str(one) for one in known]
     for one in map(str, given or []):
         if one not in known:
-            near = nearest(one, known) or f"choose from {', '.join(map(repr, known))}"
-            parser.error(f"{option}: no {one!r} in this table; {near}")
+            parser.error(f"{option}: no {one!r} in this table; choose from {', '.join(map(repr, known))}")
 
 
 def main():

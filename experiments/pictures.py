@@ -2,14 +2,16 @@
 
 from textwrap import fill
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, plain, save
+from report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, save
 
 METRICS = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
 PARTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (SKY, "v"))  # a colour and a marker each
 
 
+@rc_context(STYLE)
 def differences(parts, other, path):
     """Paired differences to the arm `other`, a panel for each metric, with their 95% intervals.
 
@@ -19,10 +21,10 @@ def differences(parts, other, path):
     rows = list(dict.fromkeys(title for of in parts.values() for title in of))
     arms = list(dict.fromkeys(title.rpartition(", ")[0] for title in rows))
     step = 0.8 / (2 * len(parts))
-    figure = Figure(figsize=(10, 1.3 + len(arms) * (0.25 + 0.11 * 2 * len(parts))), layout="constrained")
+    figure = Figure(figsize=(10, 1.3 + len(arms) * (0.25 + 0.11 * 2 * len(parts))))
     to = "its own teacher" if other == "teacher" else other
     text = f"Difference to: {to}. Hollow: stated; filled: expected. A line (95%) that reaches 0 is a tie."
-    figure.suptitle(text, fontsize="medium")
+    figure.suptitle(text)
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
         axes.axvline(0, color=GREY, lw=1)
@@ -35,20 +37,20 @@ def differences(parts, other, path):
                 face = color if kind == "expected" else "white"
                 axes.plot(middle, y, marker, ms=5, color=color, mfc=face, zorder=3)
             axes.plot([], [], marker, color=color, label=part)
-        axes.set_title(f"{name}: {'right' if metric == 'auroc' else 'left'} is better", fontsize="medium")
+        axes.set_title(f"{name}: {'right' if metric == 'auroc' else 'left'} is better")
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.3)
-        plain(axes)
     panels[0].set_yticks(range(len(arms)), [fill(arm, 28) for arm in arms], fontsize="small")
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts))
     save(figure, path)
 
 
+@rc_context(STYLE)
 def counts(found, path):
     """Entropy, AUROC and ECE against the number of samples. found: {name: {"title", "seeds", "limit", "counts"}}, as in
     a report."""
-    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    figure = Figure(figsize=(7, 6.5))
     grid = figure.subplots(3, len(found), sharex=True, squeeze=False)
     for (top, *panels), of in zip(grid.T, found.values(), strict=True):
         n = [int(count) for count in of["counts"]]
@@ -59,12 +61,11 @@ def counts(found, path):
         if of["limit"] is not None:
             top.axhline(of["limit"], color=GREY, ls=":", label="of the world's distribution")
         seeds = len(of["seeds"])
-        top.set_title(f"{of['title']}\n{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", fontsize="medium")
+        top.set_title(f"{of['title']}\n{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}")
         top.set_ylim(bottom=0)
-        top.legend(fontsize="small", frameon=False)
-        plain(top, *panels)
+        top.legend()
     for axes, name in zip(grid[:, 0], ("mean entropy, nats", "AUROC", "ECE"), strict=True):
         axes.set_ylabel(name)
     grid[0, 0].set_xticks(sorted({int(count) for of in found.values() for count in of["counts"]}))
-    figure.supxlabel("samples", fontsize="medium")
+    figure.supxlabel("samples")
     save(figure, path)

@@ -136,7 +136,7 @@ def calibrators(samples, n=10):
     """-> {score: {calibrator: metrics}}. Temperature scaling takes log-odds, the others the score as it is."""
     few = grams(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
     entropy = von_neumann(few)
-    likely = np.array([baselines.sequence_probability(r["answer_logprob"], r["answer_tokens"]) for r in samples.rows])
+    likely = np.array([np.exp(r["answer_logprob"] / r["answer_tokens"]) for r in samples.rows])
     agree = np.array([baselines.self_consistency(r["answer"], r["samples"][:n]) for r in samples.rows])
     found = {}
     scores = {"entropy": 1 - entropy / np.log(n), "sequence probability": likely, "self-consistency": agree}

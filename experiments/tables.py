@@ -10,6 +10,8 @@ What bounds a student is shown beside it: its distance to its teacher, that of b
 is one, and Murphy's terms of the Brier score.
 """
 
+import re
+
 import numpy as np
 
 from beyond import rewards
@@ -17,12 +19,12 @@ from eval import interval, metrics, resampled, with_missing
 from experiments import pictures
 from experiments.grid import slug
 from infra.folder import Run
-from report import rl_steps
-from report.build import agreement
-from report.tables import METHODS, MURPHY, fill, lines, number
+from report.build import agreement, rl_steps
+from report.tables import METHODS, lines, number
 from rl import Item
 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
+MURPHY = ("brier", "reliability", "resolution", "uncertainty")
 MEASURED = dict.fromkeys([*SHOWN, *MURPHY])  # each once
 CURVES = {"reward": "reward", "mean_confidence": "mean confidence", "correlation": "correlation with the target"}
 DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman": "Spearman"}
@@ -258,8 +260,7 @@ def write(name, table, root, results):
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
     first = Run(root / next(iter(stages)))
     whole = {  # of what was interrupted only the last call is known
-        run: {s: of for s, of in each.items() if ("samples" in run) == (s in BEFORE) and not of.get("resumed")}
-        for run, each in stages.items()
+        run: {s: of for s, of in each.items() if ("samples" in run) == (s in BEFORE)} for run, each in stages.items()
     }
     seconds = {run: {s: of["seconds"] for s, of in each.items()} for run, each in whole.items()}
     target = results / name
@@ -271,7 +272,7 @@ def write(name, table, root, results):
         "median of the unseen": _medians(found),
     })  # fmt: skip
     e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
-    took = f"{min(train):.0f} to {max(train):.0f} s a run" if train else "unknown seconds, as it was interrupted"
+    took = f"{min(train):.0f} to {max(train):.0f} s a run"
     machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took {took}."]
     Run(target).write("report.md", markdown(name, table, found, earned, course, machine))
     other = next(iter(next(iter(found.values()))["differences"]))  # the first reference, or the teacher
@@ -279,3 +280,10 @@ def write(name, table, root, results):
     pictures.differences(differences, other, target / "differences.png")
     fill(results / "README.md", f"results:{name}", summary(name, table, found))
     print(f"wrote {target}")
+
+
+def fill(path, mark, content):
+    """Replace the text between `<!-- mark -->` and `<!-- end -->` in a document, if there is such a place."""
+    block = f"<!-- {mark} -->\n{content}\n<!-- end -->"
+    pattern, text = f"<!-- {re.escape(mark)} -->.*?<!-- end -->", path.read_text(encoding="utf-8")
+    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")

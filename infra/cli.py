@@ -11,9 +11,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from infra.files import first
-from infra.folder import STAGES, Run, changed_settings
-from infra.hints import nearest, one_spelling
+from infra.files import first, nearest
+from infra.folder import STAGES, Run
 from settings import TOY, Config, check, option, usual
 
 USES = ("ask", "predict", "merge")
@@ -21,18 +20,11 @@ GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt sca
           "eval": "evaluation", None: "anywhere, without changing a result"}  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """argparse's message, and the flag that was probably meant."""
-        flags = [name for action in self._actions for name in action.option_strings]
-        near = nearest(message.split(": ")[-1].split()[0], flags)
-        self.exit(2, f"error: {message}; {near or '--help shows all flags'}\n")
-
-
 def parse(argv, about=None):
     """-> the command and its arguments, with what was `given` of the settings; Config"""
-    parser = Parser(prog="calunc.py", usage="python calunc.py [COMMAND] [--FLAG VALUE ...]", description=about,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser("calunc.py", "python calunc.py [COMMAND] [--FLAG VALUE ...]", about)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.error = lambda message: parser.exit(2, f"error: {message}; --help shows all flags\n")
     parser.add_argument("command", nargs="?", default="eval", metavar="COMMAND", choices=(*STAGES, *USES),
                         help="sample, calibrate, train or eval: go on up to this stage (default: eval, everything); "
                         "ask: answer one question; predict: answer a file of them; "
@@ -46,19 +38,19 @@ def parse(argv, about=None):
     for f in fields(Config):
         default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
         text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
-        groups[f.metadata["stage"]].add_argument(
-            option(f.name), type=f.type, default=argparse.SUPPRESS, help=text, choices=f.metadata["choices"],
-            metavar=None if f.metadata["choices"] else f.type.__name__.upper(),
-        )  # fmt: skip
-    known = [name for action in parser._actions for name in action.option_strings]
-    for flag in itertools.takewhile(lambda x: x != "--", argv):  # before argparse takes what follows for a command
-        if flag.startswith("--") and not any(name.startswith(flag.partition("=")[0]) for name in known):
-            parser.error(f"unrecognized arguments: {flag}")
+        choices = f.metadata["choices"]
+        groups[f.metadata["stage"]].add_argument(option(f.name), type=f.type, default=argparse.SUPPRESS, help=text,
+            choices=choices, metavar=None if choices else f.type.__name__.upper())  # fmt: skip
+    known = list(parser._option_string_actions)
+    for flag in [word.partition("=")[0] for word in argv if word.startswith("--")]:
+        if not any(name.startswith(flag) for name in known):  # argparse would take what follows for a command
+            parser.error(f"unrecognized arguments: {flag}; {nearest(flag, known)}".rstrip("; "))
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    for name in {"model", "embedder", "dataset", "ood"} & args.given.keys():
-        args.given[name] = one_spelling(args.given[name])
+    for name in {"model", "embedder", "dataset", "ood"} & args.given.keys():  # one path has one spelling
+        words = [word.strip() for word in args.given[name].split(",")]
+        args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
 
 
@@ -84,18 +76,18 @@ def in_one_sentence(main):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             main(sys.argv[1:] if argv is None else argv)
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (MemoryError, RuntimeError) as error:
-            if not re.search("out of memory|allocate memory", str(error)) and not isinstance(error, MemoryError):
-                raise
-            print("error: out of memory: try a smaller --sample-batch or --micro-batch, or --recompute on; what is "
-                  "finished is kept", file=sys.stderr)  # fmt: skip
-            return 2
+            return 0
         except KeyboardInterrupt:
             return _stopped()
-        return 0
+        except (ValueError, OSError) as error:
+            sentence = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+                raise
+            sentence = ("out of memory: try a smaller --sample-batch or --micro-batch, or --recompute on; what is "
+                        "finished is kept")  # fmt: skip
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
 
     return guarded
 
@@ -115,16 +107,14 @@ def plan(args, config):
         raise ValueError(f"{run.folder} is there already, and no run folder: name another --out")
     wanted = STAGES[: STAGES.index(args.command) + 1]
     done = list(itertools.takewhile(lambda stage: run.done(stage, config), wanted))
+    todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
     for stage in done:
         print(f"{stage}: done before with the same settings")
         run.tidy(stage)
-    todo = wanted[len(done) :]  # what comes after a stage that is done again is done again too
-    changed = changed_settings(run, config, args.given) if todo else []
-    if run.stages().keys() & set(todo):
+    changed = run.changed(config, args.given) if todo else []
+    if changed or run.stages().keys() & set(todo):
         why = ", ".join(map(option, changed)) or "model or file, or without one"
         print(f"{', '.join(todo)}: done again, with another {why}; this replaces what {run.folder} has of them")
-    elif changed:
-        print(f"{', '.join(todo)}: begun again, with another {', '.join(map(option, changed))}")
     if not todo and not run.path("config.json").exists():
         run.write_config(config)
     return run, todo

@@ -6,13 +6,14 @@ A stage is skipped when it was finished with the same settings, and every artefa
 import contextlib
 import functools
 import hashlib
+import json
 import shlex
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from data import files_of
-from infra.files import append_line, first, line, parsed, read_lines, short, write_whole
+from infra.files import first, line, parsed, write_whole
 from settings import Config, option, usual
 
 FILES = {  # the stages in their order, and what each of them writes
@@ -21,14 +22,14 @@ FILES = {  # the stages in their order, and what each of them writes
     "train": ("metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     "eval": ("adapter/README.md", "predictions.jsonl", "report.json", "report.md", "report.html", "reliability.png",
              "risk_coverage.png", "entropy.png", "training.png"),
-}
+}  # fmt: skip
 STAGES = tuple(FILES)
 FORMAT = 4  # of the files; a folder of another format is refused
 LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
 
 
 class Run:
-    """A folder of artefacts."""
+    """A folder of artefacts. Methods that read raise ValueError, which names the file, for one that was altered."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -38,26 +39,18 @@ class Run:
 
     def write(self, name, value):
         """Text as it is, a dict as JSON, rows as JSONL, one by one; a number that is not defined becomes null."""
-        if not first():
-            return
-        if isinstance(value, str):
-            content = [value.encode()]
-        else:
-            content = [line(value, indent=2)] if isinstance(value, dict) else map(line, value)
-        write_whole(self.path(name), content)
-
-    def append(self, name, row):
+        content = [value.encode()] if isinstance(value, str) else map(line, value)
+        if isinstance(value, dict):
+            content = [line(value, indent=2)]
         if first():
-            append_line(self.path(name), row)
+            write_whole(self.path(name), content)
 
     def read(self, name):
-        """The content of a JSON or JSONL file. Raises ValueError that names it."""
-        path = self.path(name)
-        return list(read_lines(path)) if path.suffix == ".jsonl" else parsed(path.read_bytes(), path)
-
-    def rows(self, name):
-        """The rows of a JSONL file, one by one."""
-        return read_lines(self.path(name))
+        """The content of a JSON or JSONL file."""
+        text, where = self.path(name).read_bytes(), f"{self.path(name)} is damaged"
+        if name.endswith(".jsonl"):
+            return [parsed(row, where) for row in text.splitlines()]
+        return parsed(text, where)
 
     def begun_with(self):
         """The settings in config.json; an empty dict where it is not there. Raises ValueError for another format."""
@@ -69,15 +62,15 @@ class Run:
         return found
 
     def config(self):
-        """The settings of the run. Raises ValueError for a file that was altered."""
+        """The settings of the run."""
         found, known = self.begun_with(), {f.name: f.type for f in fields(Config)}
         for name, value in found.items():
-            if not isinstance(value, (known.get(name, ()), int) if known.get(name) is float else known.get(name, ())):
+            if type(value) is not known.get(name):
                 raise ValueError(f"{self.path('config.json')} is damaged: {name} is {value!r}")
         return Config(**found)
 
     def stages(self):
-        """The stages that are finished, and what each of them cost. -> {stage: dict}"""
+        """The stages that are finished: what they depended on, their files, what they cost. -> {stage: dict}"""
         self.begun_with()  # in this format?
         found = self.read("stages.json") if self.path("stages.json").exists() else {}
         if not isinstance(found, dict) or not all(isinstance(x, dict) and "files" in x for x in found.values()):
@@ -85,15 +78,12 @@ class Run:
         return found
 
     def finished(self, stage):
-        """Was this stage finished, with the settings that it was started with?
-
-        Raises ValueError for a file that was altered since.
-        """
+        """Was this stage finished, with the settings that it was started with?"""
         sizes = self.stages().get(stage, {}).get("files", {})
-        if not sizes.keys() >= set(FILES[stage]) or not all(self.path(name).exists() for name in sizes):
+        if not all(name in sizes and self.path(name).exists() for name in FILES[stage]):
             return False
-        for name, size in sizes.items():
-            if self.path(name).stat().st_size != size:
+        for name in FILES[stage]:
+            if self.path(name).stat().st_size != sizes[name]:
                 raise ValueError(f"{self.path(name)} is not what `{stage}` wrote: put it back, or delete it and it is "
                                  "made again, with all that depends on it")  # fmt: skip
         return True
@@ -102,8 +92,23 @@ class Run:
         """Was this stage finished with these settings, and is all of it still there?"""
         return self.finished(stage) and self.stages()[stage]["key"] == key(stage, config)
 
+    def changed(self, config, given):
+        """The settings that the run was begun with otherwise. -> names
+
+        Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
+        """
+        old, depends = self.begun_with(), [f.name for f in fields(config) if f.metadata["stage"]]
+        changed = [name for name in depends if old.get(name, getattr(config, name)) != getattr(config, name)]
+        default = usual(old.get("model"))
+        forgotten = [name for name in changed if name not in given and old[name] != default[name]]
+        if forgotten:
+            said = " ".join(f"{option(name)} {shlex.quote(str(old[name]))}" for name in forgotten)
+            raise ValueError(f"{self.folder} was made with {said}, which this call does not say: give these flags the "
+                             "value that you want, or name another --out")  # fmt: skip
+        return changed
+
     def start(self, stage, config):
-        """From here on the files of this stage and the later ones must not pass for finished."""
+        """To be called before the first stage that is done: its files and later ones must not pass for finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
         earlier = STAGES[: STAGES.index(stage)]
@@ -115,17 +120,20 @@ class Run:
     @contextlib.contextmanager
     def stage(self, stage, config):
         """In it the stage is done, which adds to the cost that is noted when it is finished."""
-        self.start(stage, config)
-        cost, begin = {"resumed": self.resumes(stage, config)}, time.perf_counter()
-        yield cost
         from infra import parallel  # torch
 
+        cost, begin = {}, time.perf_counter()
+        yield cost
         cost["seconds"] = round(time.perf_counter() - begin, 2)
         if first():
             sizes = {name: self.path(name).stat().st_size for name in FILES[stage]}
             self.write("stages.json", self.stages() | {stage: {"key": key(stage, config), **cost, "files": sizes}})
             self.tidy(stage)
         parallel.wait()
+
+    def unfinished(self, stage, config, suffix):
+        """Where a stage keeps what an interrupted call of the same settings can go on from."""
+        return self.path(f".{stage}-{key(stage, config)}.{suffix}")
 
     def tidy(self, stage):
         """Without what an interrupted call of a stage, which is finished now, has left."""
@@ -134,36 +142,10 @@ class Run:
 
     def foreign(self):
         """Is there something of this name that is no run, not even one that was interrupted at once?"""
-        if not self.folder.exists() or self.path("stages.json").exists():
-            return False
-        left = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else ["a file"]
-        left = [name for name in left if not name.startswith((".", "model-")) and not name.endswith(".tmp")]
-        return bool(left) and "platt_questions" not in self.begun_with()
-
-    def unfinished(self, stage, config, suffix):
-        """Where a stage keeps what an interrupted call of the same settings can go on from."""
-        return self.path(f".{stage}-{key(stage, config)}.{suffix}")
-
-    def resumes(self, stage, config):
-        """Is there something that an interrupted call of this stage has left? What that call cost is not known."""
-        return any(self.folder.glob(self.unfinished(stage, config, "*").name))
-
-
-def changed_settings(run, config, given):
-    """The settings that the run was begun with otherwise. -> names
-
-    Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
-    """
-    old = run.begun_with()
-    stage = {f.name: f.metadata["stage"] for f in fields(Config)}
-    changed = [name for name, value in asdict(config).items() if stage[name] and old.get(name, value) != value]
-    default = usual(old.get("model"))
-    forgotten = [f"{option(name)} {shlex.quote(str(old[name]))}" for name in changed
-                 if name not in given and old[name] != default[name]]  # fmt: skip
-    if forgotten:
-        raise ValueError(f"{run.folder} was made with {' '.join(forgotten)}, which this call does not say: give these "
-                         "flags the value that you want, or name another --out")  # fmt: skip
-    return changed
+        if not self.folder.is_dir():
+            return self.folder.exists()
+        names = {p.name for p in self.folder.iterdir() if p.suffix != ".tmp" and not p.name.startswith((".", "model-"))}
+        return bool(names) and not names & {"config.json", "stages.json"}
 
 
 def key(stage, config):
@@ -181,16 +163,20 @@ def model_key(stage, config):
     return f"{short(settings | {'format': FORMAT})}-{short(local)}"
 
 
+def short(value):
+    """A digest of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _digest(path):
     """SHA-256 of a file, or of all files of a model's folder that are loaded."""
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in LOADED)
-        return short([(file.name, _unchanged(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return short([(file.name, _digest(file)) for file in sorted(path.iterdir()) if file.suffix in LOADED])
+    return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache
-def _unchanged(file, size, time):
-    """The weights of a model are not read again while they look the same."""
-    return _digest(file)
+def _sha256(path, size, time):
+    """A file is not read again while it looks the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

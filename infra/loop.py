@@ -4,7 +4,6 @@ A checkpoint holds all that the next step depends on: training goes on from it a
 """
 
 import io
-import pickle
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from infra import parallel
 from infra.files import first, seed_of, write_whole
+from infra.models import refused
 
 PATIENCE = 5  # steps in a row without a finite gradient
 
@@ -26,63 +26,58 @@ class Loop:
 
     def __init__(self, optimizer, config, saved, on_step):
         self.optimizer, self.config, self.saved, self.on_step = optimizer, config, saved, on_step
-        self.begin, self.end, self.log = -config.warmup, config.steps, []
-        self.last, self.cost = time.perf_counter(), 0.0
+        self.parts = {"adam": optimizer.adam, "schedule": optimizer.schedule, "scaler": optimizer.scaler}
+        self.log, self.last, self.cost = [], time.perf_counter(), 0.0
         if saved and saved.exists():
             self._load()
         for record in self.log:
             on_step(record)
 
     def __iter__(self):
-        done = len(self.log)
-        with tqdm(desc="training", unit="step", initial=done, total=self.end - self.begin) as self.bar:
-            for step in range(self.begin + done, self.end):
+        begin, end = len(self.log) - self.config.warmup, self.config.steps
+        with tqdm(desc="training", unit="step", initial=len(self.log), total=end + self.config.warmup) as self.bar:
+            for self.step in range(begin, end):
                 if self.optimizer.skipped >= PATIENCE:
                     break
-                self.step = step
-                yield step
+                yield self.step
 
     def choose(self, items):
         """The training questions of the step, in shuffled epochs; the supervised steps have an order of their own."""
-        name, number = ("warmup", self.step - self.begin) if self.step < 0 else ("train", self.step)
+        name, number = ("warmup", self.step + self.config.warmup) if self.step < 0 else ("train", self.step)
         size = min(self.config.questions, len(items))
         return [items[i] for i in batch_of(number, len(items), size, seed_of(self.config.seed, name))]
 
     def record(self, **metrics):
+        """Note the metrics of the step; write a checkpoint, unless that took a twentieth of the time since the last."""
         self.log.append({"step": self.step, **metrics, "skipped": self.optimizer.skipped})
         self.on_step(self.log[-1])
-        shown = ("supervised_loss", "reward", "malformed")
-        self.bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown if name in metrics}, refresh=False)
+        shown = [
+            f"{name} {metrics[name]:.3f}" for name in ("supervised_loss", "reward", "malformed") if name in metrics
+        ]
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
         self.bar.update()
-        # a twentieth of the time at most goes into it
         if self.saved and first() and time.perf_counter() - self.last > 20 * self.cost:
             start = time.perf_counter()
             self._save()
             self.last = time.perf_counter()
             self.cost = self.last - start
 
-    def _parts(self):
-        return {"adam": self.optimizer.adam, "schedule": self.optimizer.schedule, "scaler": self.optimizer.scaler}
-
     def _save(self):
-        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"weights": [p.detach() for p in self.optimizer.params], "log": self.log}
         content = io.BytesIO()
         torch.save(state, content)
         write_whole(self.saved, [content.getvalue()])
 
     def _load(self):
-        try:
+        with refused(f"{self.saved} is damaged: delete it, and training begins again"):
             state = torch.load(self.saved, weights_only=True)  # tensors and numbers, nothing that runs
-            for name, part in self._parts().items():
+            for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             for p, value in zip(self.optimizer.params, state["weights"], strict=True):
                 p.data.copy_(value)
             self.log = state["log"]
             self.optimizer.skipped = self.log[-1]["skipped"]
-        except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
-            why = str(error).split("\n")[0][:100]
-            raise ValueError(f"{self.saved} is damaged: delete it, and training begins again ({why})") from None
 
 
 def batch_of(step, n, size, seed):

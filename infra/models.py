@@ -1,40 +1,33 @@
 """Model folders: find one, refuse one that cannot be used in one sentence, check the engine on it, write one whole."""
 
 import contextlib
+import itertools
 import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
-
-from infra.hints import nearest_file
-
-
-def find(name_or_path):
-    """Raises ValueError, in one sentence, unless there is a model of this name; loads no weights."""
-    path, why = Path(name_or_path), ""
-    # "Qwen/Qwen2.5-7B" is a hub id, also where there is a folder of the name Qwen
-    hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name_or_path)) and not path.exists()
-    try:
-        if path.is_dir() or hub_id:
-            AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-            return
-    except (OSError, ValueError, KeyError) as error:
-        why = " (" + str(error).strip().split("\n")[0] + ")"
-    near = nearest_file(path)
-    raise ValueError(f"no model at {str(name_or_path)!r}: neither a model folder nor a hub id in reach{why}"
-                     + (f"; {near}" if near else ""))  # fmt: skip
 
 
 @contextlib.contextmanager
 def refused(what):
-    """What a library makes of an encoder-decoder, a damaged file or a missing package, as one sentence."""
+    """Whatever libraries raise for a damaged file, a missing package or a model of another kind, as one sentence."""
     try:
         yield
-    except (ValueError, ImportError, KeyError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{what}: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:
+        why = str(error).strip().split("\n")[0][:200]
+        raise ValueError(f"{what}: {why}") from None
+
+
+def find(name_or_path):
+    """Raises ValueError, in one sentence, unless there is a model of this name; loads no weights."""
+    path, hub_id = Path(name_or_path), re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name_or_path))
+    with refused(f"no model at {str(name_or_path)!r}, neither a model folder nor a hub id in reach"):
+        # "Qwen/Qwen2.5-7B" is a hub id, also where there is a folder of the name Qwen
+        if not path.is_dir() and (path.exists() or not hub_id):
+            raise ValueError("no such folder")
+        AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def load_pretrained(name_or_path, auto_class, dtype):
@@ -67,19 +60,15 @@ def check(lm, engine):
     length = max([12] + [w + 4 for w in windows if isinstance(w, int) and w <= 512])
     length = min(length, max(16, getattr(config, "max_position_embeddings", None) or 2048) - 4)
     ids = torch.randint(config.vocab_size, (length + 3,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompts, said = [ids[:length], ids[: length // 3] + ids[: length // 4]], [ids[-3:], ids[-2:]]
-    try:
-        expected = []
-        for prompt in prompts:
-            for x in said:
-                logits = lm.model(input_ids=torch.tensor([prompt + x], device=lm.device)).logits[0, -len(x) - 1 : -1]
-                expected.append(F.pad(logits.float().log_softmax(-1)[range(len(x)), x], (0, 3 - len(x))))
+    prompts, said, expected = [ids[:length], ids[: length // 3] + ids[: length // 4]], [ids[-3:], ids[-2:]], []
+    with refused(f"{lm.name}: {name} does not take cached prompts"):
+        for prompt, x in itertools.product(prompts, said):
+            logits = lm.model(input_ids=torch.tensor([prompt + x], device=lm.device)).logits[0, -len(x) - 1 : -1]
+            expected.append(F.pad(logits.float().log_softmax(-1)[range(len(x)), x], (0, 3 - len(x))))
+        expected = torch.stack(expected)
         found, _ = engine.completion_logprobs(lm, prompts, [said, said])
-        error = (found - torch.stack(expected)).abs().max()
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as problem:
-        why = str(problem).strip().split("\n")[0][:120]
-        raise ValueError(f"{lm.name}: {name} does not take cached prompts ({why})") from None
-    if any(x.isnan().any() for x in expected):
+        error = (found - expected).abs().max()
+    if expected.isnan().any():
         raise ValueError(f"{lm.name} gives no finite probabilities: are its weights NaN?")
     if not error < (1e-3 if lm.model.dtype == torch.float32 else 0.3):  # half precision rounds logits of 30 by 0.1
         raise ValueError(f"{lm.name}: {name} gives other probabilities with cached prompts than without (by "
@@ -97,11 +86,9 @@ def check_context(lm, prompts, more=0):
 def save(model, tokenizer, folder, card=""):
     """Write an ordinary Hugging Face folder, with a model card if there is one; whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
+    with refused(f"{temporary} cannot be written"):
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    except Exception as error:  # libraries that raise no OSError where a disk is full
-        raise OSError(f"{temporary}: {error}") from None
     if card:
         (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.rename(folder)

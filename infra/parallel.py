@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 4 calunc.py --model M --dataset D --out runs/x
 
-Every process has the whole model and reads the same run folder. A result depends on its question alone, so it is the
-same whoever computes it; the update of a step, from the sum of all gradients, is the same everywhere. Started without
-torchrun, there is one process, and each function here does next to nothing.
+Every process has the whole model and reads the same run folder. A result depends on its question alone, and the update
+of a step, from the sum of all gradients, is the same everywhere. Without torchrun, there is one process, and each
+function here does next to nothing.
 
 Left out: pipeline and tensor parallelism. For a model that does not fit one device, `shard` spreads its frozen weights
 over all of them, and every process computes everything: it saves memory and no time.
@@ -19,15 +19,10 @@ import sys
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
-from infra.files import append_line, first, line, processes, read_lines, strict, write_whole
+from infra.files import first, line, processes, write_whole
 
 replicas = False  # all processes compute the same
-
-
-def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size():
@@ -40,19 +35,14 @@ def joined(device="auto"):
     if processes() == 1:
         yield
         return
-
-    def stop(*_):
-        raise ConnectionError("another process of this run ended; the same command goes on from what is finished")
-
-    signal.signal(signal.SIGTERM, stop)  # what torchrun sends when one is dead
-    gpu = device != "cpu" and torch.cuda.is_available()
-    if gpu:
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+    signal.signal(signal.SIGTERM, _alone)  # what torchrun sends when one is dead
+    backend, local = "gloo", int(os.environ["LOCAL_RANK"])
+    if device != "cpu" and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
             raise ValueError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # a process may wait for hours while the first one works; one that is dead is noticed by its closed connection.
-    # all but gradients goes through gloo, also where there are GPUs
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"  # all but gradients goes through gloo
+    # a process may wait for hours while the first one works; one that is dead is noticed by its closed connection
     dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
     try:
         with contextlib.redirect_stdout(sys.stdout if first() else None):
@@ -60,20 +50,37 @@ def joined(device="auto"):
     except RuntimeError as error:
         if not re.search("gloo|nccl|connection|broken pipe", str(error), re.IGNORECASE):
             raise
-        stop()
+        _alone()
     finally:
         dist.destroy_process_group()
 
 
+def _alone(*_):
+    raise ConnectionError("another process of this run ended; the same command goes on from what is finished")
+
+
 def share(items):
     """The part of a list that is this process's own: every `size`-th item."""
-    return items[rank() :: size()] if not replicas else items
+    return items[dist.get_rank() :: size()] if size() > 1 and not replicas else items
 
 
 def wait():
     """Until all are here, and see what the first one has written."""
     if size() > 1:
         dist.barrier()
+
+
+def missing(files):
+    """This process's share of the files that are not there yet."""
+    left = [file for file in files if not file.exists()]
+    wait()  # all have seen the same before one is written
+    return share(left)
+
+
+def keep(file, value):
+    """Write one of them, whole, as JSON."""
+    if first() or not replicas:
+        write_whole(file, [line(value)])
 
 
 def gather(mine):
@@ -93,18 +100,13 @@ def totals(**numbers):
 
 def add_gradients(parameters):
     """Each gradient becomes the sum over all processes; where all compute the same, the first one's."""
-    if size() == 1:
-        return
-    for p in parameters:
+    for p in parameters if size() > 1 else ():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    if replicas:
-        dist.broadcast(flat, src=0)  # all stay equal, whatever rounding does
-    else:
-        dist.all_reduce(flat)
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        p.grad.copy_(part.view_as(p))
+        if replicas:
+            dist.broadcast(p.grad, src=0)  # all stay equal, whatever rounding does
+        else:
+            dist.all_reduce(p.grad)
 
 
 def shard(model, device):
@@ -123,44 +125,3 @@ def shard(model, device):
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     replicas = True
-
-
-class Journal:
-    """The pieces of a stage, shared out among the processes; what an interrupted call has made is kept.
-
-    pieces: of any kind, by their names. Each process writes a file of its own, a line of JSON for each piece.
-    """
-
-    def __init__(self, run, stage, config, pieces):
-        self.pieces, self.files = pieces, run.unfinished(stage, config, "{}.jsonl")
-        self.own = self.files.with_name(self.files.name.format(rank()))
-        if self.own.exists():  # without a last line that was cut short
-            write_whole(self.own, map(line, read_lines(self.own)))
-        self.done = self._read()
-        wait()  # all have read the same before anything is added
-
-    def todo(self, **bar):
-        """The names of this process's pieces that are left to make. bar: as of tqdm"""
-        names = [name for name in self.pieces if name not in self.done]
-        with tqdm(total=len(self.pieces), initial=len(self.pieces) - len(names), **bar) as shown:
-            for name in share(names):
-                yield name
-                shown.update(1 if replicas else size())
-
-    def keep(self, name, value):
-        append_line(self.own, {"piece": name, "value": strict(value)})
-
-    def all(self):
-        """What was made of all pieces, by all processes, as JSON has it. -> {name: value}"""
-        wait()
-        return self._read()
-
-    def _read(self):
-        found = {}
-        for file in sorted(self.files.parent.glob(self.files.name.format("*"))):
-            for row in read_lines(file):
-                if not isinstance(row, dict) or row.keys() != {"piece", "value"}:
-                    raise ValueError(f"{file} is damaged: delete it, and its pieces are made again")
-                if row["piece"] in self.pieces:
-                    found[row["piece"]] = row["value"]
-        return found

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import torch
 
@@ -14,8 +13,7 @@ import toy
 from infra import models, parallel, sharing
 from infra.files import first
 from infra.folder import Run, model_key
-from infra.hints import nearest_file
-from settings import Config, check, flags, option
+from settings import check, flags, option
 
 
 def load_questions(config):
@@ -28,24 +26,20 @@ def load_questions(config):
     else:
         known, others = data.load(config.dataset), {}
         asked = {q.question for q in known}
-        for name in dict.fromkeys(filter(None, map(str.strip, config.ood.split(",")))):
+        for name in filter(None, map(str.strip, config.ood.split(","))):
             found = [q for q in data.load(name, held_out=True) if q.question not in asked]
             if not found:
                 raise ValueError(f"--ood {name}: all of its questions are in --dataset too")
-            # a file called test.jsonl must not take the place of the held-out part
-            title = Path(name).stem if Path(name).is_file() else name
-            free = (x for x in (title, name, f"unseen {name}") if x not in sizes and x not in others)
-            others[next(free)] = found
+            others[f"unseen {name}" if name in sizes else name] = found  # a file called "test" is not the part
     if len(known) < sum(sizes.values()):
         share = len(known) / sum(sizes.values())
         sizes = {part: max(1, int(size * share)) for part, size in sizes.items()}
-        sizes["test"] += max(0, len(known) - sum(sizes.values()))
         if first():
             print(f"note: only {len(known)} questions, so the parts are smaller: {sizes['platt']} for Platt scaling "
-                  f"alone, {sizes['train']} to train on, {sizes['test']} held out", file=sys.stderr)
+                  f"alone, {sizes['train']} to train on, {sizes['test']} held out", file=sys.stderr)  # fmt: skip
     parts = data.split(known, sizes, config.seed)
     for name, questions in others.items():
-        parts[name] = data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)[name]
+        parts |= data.split(questions, {name: min(config.ood_questions, len(questions))}, config.seed)
     return [(part, q) for part, questions in parts.items() for q in questions]
 
 
@@ -54,10 +48,8 @@ def check_lengths(config, model, prompt, questions):
     context, turn = prompt.confidence("", "", config.reasoning > 0)
     more = len(context) + len(turn) - len(prompt.answer("")) + config.answer_tokens + config.reasoning
     for _, q in questions:
-        try:
+        with models.refused(f"question {q.id}"):
             lm.check_context(model, [prompt.answer(q.question)], more + 2 * rl.NUMBER_TOKENS)
-        except ValueError as error:
-            raise ValueError(f"question {q.id}: {error}") from None
 
 
 def load_model(config, run):
@@ -65,8 +57,8 @@ def load_model(config, run):
     check(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, and there is no GPU in reach")
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    name, device = config.model, torch.device(device)
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    name, device = config.model, torch.device(chosen if config.device == "auto" else config.device)
     if name == "toy":
         name = run.path(f"model-{config.seed}")
         if first() and not name.exists():
@@ -75,16 +67,14 @@ def load_model(config, run):
         parallel.wait()
     # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
     dtype = (rl.amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
-    # what does not fit one device comes there in shares
     model = lm.load(name, "cpu" if config.shard == "on" else device, dtype)
-    if config.shard == "on":
+    if config.shard == "on":  # what does not fit one device comes there in shares
         parallel.shard(model.model, device)
         model.model.to(device)
-    style = config.prompt
-    if style == "auto":
-        style = "chat" if model.tokenizer.chat_template else "fewshot"
-    if style == "chat" and not model.tokenizer.chat_template:
+    template = model.tokenizer.chat_template
+    if config.prompt == "chat" and not template:
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
+    style = "chat" if template and config.prompt != "fewshot" else "fewshot"
     model = with_engine(model, config.engine)
     return model, data.Prompt(model, style, () if config.model == "toy" else data.EXAMPLES)
 
@@ -107,26 +97,21 @@ def with_engine(model, engine):
 
 
 def trained_run(folder, settings):
-    """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run."""
+    """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run.
+
+    Raises ValueError, which says how to go on, for a folder without one.
+    """
     run = Run(folder)
-    if not run.path("stages.json").is_file():
-        near = nearest_file(folder) or "it is what `python calunc.py --out FOLDER` writes"
-        raise ValueError(f"{folder} is no run folder; {near}")
-    if not run.path("config.json").exists():
-        raise ValueError(f"{folder} has no config.json any more: call the run again, with its flags")
+    if not run.path("stages.json").is_file() or not run.path("config.json").is_file():
+        raise ValueError(f"{folder} is no run folder with stages.json and config.json, which `python calunc.py --out "
+                         f"{folder}`, with the flags of the run, writes")  # fmt: skip
     own = run.config()
-    if not run.finished("train"):
-        raise ValueError(f"{folder} holds no trained adapter yet: go on with `{again(own, run)}`")
-    if not run.stages()["train"]["key"].startswith(model_key("train", own)):
-        path = Path(own.model)
-        if path.parent != Path() and not path.exists():
-            raise ValueError(f"there is no model {path}, which {folder} was made with: call from where that was done")
-        raise ValueError(f"{folder} has an adapter of another model or of other settings: train it again with "
-                         f"`{again(own, run)}`")  # fmt: skip
-    free = {f.name for f in fields(Config) if f.metadata["stage"] is None}
-    for name, value in settings.items():
-        if name not in free and value != getattr(own, name, None):
-            raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
+    if not run.finished("train") or not run.stages()["train"]["key"].startswith(model_key("train", own)):
+        raise ValueError(f"{folder} holds no adapter for its settings and the model {own.model} that is there now: "
+                         f"train it with `{again(own, run)}`")  # fmt: skip
+    for f in fields(own):
+        if f.metadata["stage"] and settings.get(f.name, getattr(own, f.name)) != getattr(own, f.name):
+            raise ValueError(f"no {option(f.name)} here: the settings are those of the run in {folder}")
     return replace(own, **({"shard": "off"} | settings)), run
 
 

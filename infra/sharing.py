@@ -27,6 +27,7 @@ class Rows:
         self.members = real.bool()[:, :, None].expand(-1, -1, n)  # (Q, C, n)
 
     def select(self, rows):
+        rows = torch.tensor(rows, device=self.lm.device)
         self.cache = fork(self.cache, rows)
         self.members, self.position = self.members[rows], self.position[rows]
 
@@ -74,13 +75,11 @@ class Rows:
 
 
 def tree_of(completions):
-    """Completions of one prompt -> {beginning: the completions that have it}"""
-    tree, same = {}, {}
+    """Completions of one prompt, tuples of token ids -> {beginning: the completions that have it}"""
+    tree = {}
     for c, x in enumerate(completions):
-        same.setdefault(tuple(x), []).append(c)
-    for x, members in same.items():
         for i in range(1, len(x) + 1):
-            tree.setdefault(x[:i], []).extend(members)
+            tree.setdefault(x[:i], []).append(c)
     return tree
 
 
@@ -100,49 +99,37 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
     before, n = prompts if isinstance(prompts, Read) else read(lm, prompts), len(temperatures)
     check_context(lm, before.prompts, max_new_tokens)
     out, logp = [[[] for _ in range(n)] for _ in before.prompts], [[0.0] * n for _ in before.prompts]
-    for chosen in chunks([n] * len(out), lm.chunk):
-        part = before.some(chosen)
-        numbers = uniform([seeds[q] for q in chosen], n, max_new_tokens, lm.device)  # (R, n, T)
-        grown = _sample(lm, part, temperatures, stop, numbers, logprobs)
-        for q, completions, terms in zip(chosen, *grown, strict=True):
-            out[q], logp[q] = completions, terms
-    return (out, logp) if logprobs else out
-
-
-def _sample(lm, part, temperatures, stop, numbers, logprobs):
-    """The completions of some prompts, and their log-probabilities."""
-    size, n, length = numbers.shape
-    rows, out, logp = Rows(lm, part, n), [[[] for _ in range(n)] for _ in range(size)], [[0.0] * n for _ in range(size)]
     temperature = torch.tensor(temperatures, device=lm.device)
-    # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
-    left, groups, logits = list(range(size)), [[list(range(n))]] * size, part.last[:, None]  # (R, W, V)
-    for step in range(length):
-        number = numbers[left, None, :, step].expand(-1, logits.shape[1], -1)  # (R, W, n)
-        drawn = torch.zeros_like(number, dtype=torch.long)
-        for t in set(temperatures):
-            drawn = torch.where(temperature == t, pick(logits, t, number), drawn)
-        terms = torch.zeros_like(number)
-        if logprobs:
-            terms = logits.gather(-1, drawn).float() - logits.float().logsumexp(-1, keepdim=True)
-        trees = []
-        for q, row, tokens, nats in zip(left, groups, drawn.tolist(), terms.tolist(), strict=True):
-            tree, padding = {}, len(tokens) - len(row)  # the padding is in front
-            for group, token, nat in zip(row, tokens[padding:], nats[padding:], strict=True):
-                for c in group:
-                    out[q][c].append(token[c])
-                    logp[q][c] += nat[c]
-                    if token[c] not in stop:
-                        tree.setdefault(tuple(out[q][c]), []).append(c)
-            trees.append(tree)
-        going = [r for r, tree in enumerate(trees) if tree]
-        if not going or step + 1 == length:
-            break
-        if len(going) < len(left):
-            rows.select(torch.tensor(going, device=lm.device))
-            left, trees = [left[r] for r in going], [trees[r] for r in going]
-        groups = [list(tree.values()) for tree in trees]
-        logits = rows.feed([part.prompts[q] for q in left], trees)
-    return out, logp
+    for left in chunks([n] * len(out), lm.chunk):
+        part = before.some(left)
+        numbers = uniform([seeds[q] for q in left], n, max_new_tokens, lm.device)  # (R, n, T)
+        # each row of the batch is a prompt and its unfinished completions, in groups of those that are equal so far
+        rows, groups, logits = Rows(lm, part, n), [[list(range(n))]] * len(left), part.last[:, None]  # (R, W, V)
+        for step in range(max_new_tokens):
+            number = numbers[:, None, :, step].expand(-1, logits.shape[1], -1)  # (R, W, n)
+            drawn, terms = torch.zeros_like(number, dtype=torch.long), torch.zeros_like(number)
+            for t in set(temperatures):
+                drawn = torch.where(temperature == t, pick(logits, t, number), drawn)
+            if logprobs:
+                terms = logits.gather(-1, drawn).float() - logits.float().logsumexp(-1, keepdim=True)
+            trees = [{} for _ in left]
+            for q, tree, row, tokens, nats in zip(left, trees, groups, drawn.tolist(), terms.tolist(), strict=True):
+                padding = len(tokens) - len(row)  # in front
+                for group, token, nat in zip(row, tokens[padding:], nats[padding:], strict=True):
+                    for c in group:
+                        out[q][c].append(token[c])
+                        logp[q][c] += nat[c]
+                        if token[c] not in stop:
+                            tree.setdefault(tuple(out[q][c]), []).append(c)
+            going = [r for r, tree in enumerate(trees) if tree]
+            if not going or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(left):
+                rows.select(going)
+                left, trees, numbers = [left[r] for r in going], [trees[r] for r in going], numbers[going]
+            groups = [list(tree.values()) for tree in trees]
+            logits = rows.feed([before.prompts[q] for q in left], trees)
+    return (out, logp) if logprobs else out
 
 
 def completion_logprobs(lm, prompts, completions, temperature=1.0):

@@ -3,14 +3,32 @@
 A statement that could not be parsed counts as worst: 100% for a wrong answer, 0% for a right one. If there are any, a
 second row shows the metrics without those questions."""
 
+import os
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 
 import numpy as np
 
-from eval import auroc, bootstrap, ece, metrics, spearman, with_missing
+from eval import bootstrap, metrics, spearman, with_missing
 from infra.files import first
-from report import card, figures, page, rl_steps, tables, troubles
+from infra.loop import PATIENCE
+from report import card, figures, page, tables
 from report.tables import METHODS
+
+WINDOW = 20  # training steps in a row that must go wrong before there is a warning
+
+
+def cores():
+    """The number of cores that this process may use; only Linux tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def environment(device="cpu"):
+    """-> {name: value} of what the numbers were made on"""
+    found = {name: version(name) for name in ("torch", "transformers", "numpy", "datasets")}
+    here = {"python": platform.python_version(), "machine": platform.machine(), "cores": cores()}
+    return found | here | {"device": str(device)}
 
 
 def teacher_cost(samples, seconds):
@@ -18,21 +36,20 @@ def teacher_cost(samples, seconds):
     sample stage, whose one pass draws answer and samples, so that its time is split by tokens."""
     answer = float(np.mean([s["answer_tokens"] for s in samples]))
     both = answer + float(np.mean([s["sample_tokens"] for s in samples]))
-    target = {"tokens": both, "seconds": seconds}
-    return {"answer": {"tokens": answer, "seconds": seconds * answer / both}, "target": target}
+    return {"answer": {"tokens": answer, "seconds": seconds * answer / both},
+            "target": {"tokens": both, "seconds": seconds}}  # fmt: skip
 
 
 def write(run, config, rows, samples, fit, log, cost, language_model_error=None):
     """Build the report and write it: JSON, markdown, a page, pictures, the model card of the adapter. -> the report"""
     report = build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
-    if config.model == "toy":
-        report["language_model_error"] = language_model_error
+    report["language_model_error"] = language_model_error  # of the toy model
     run.write("report.json", report)
     run.write("report.md", tables.markdown(report))
     run.write("adapter/README.md", card.adapter(report))
     if first():
         figures.draw([r for r in rows if r["part"] == "test"], fit, rl_steps(log), run.folder)
-        pictures = {name: run.path(name).read_bytes() for name in page.FIGURES}
+        pictures = {name: run.path(f"{name}.png").read_bytes() for name in figures.NAMES}
         run.write("report.html", page.render(report, rows, samples, pictures))
     return report
 
@@ -44,8 +61,7 @@ def build(rows, fit, log, cost, stages, config, environment):
     for part in dict.fromkeys(r["part"] for r in rows):
         sets[part] = evaluate([r for r in rows if r["part"] == part], config)
         warnings += [f"{part}: {warning}" for warning in _doubts(sets[part])]
-    trained = troubles(log) if log else ["there were no steps, so the adapter changes nothing."]
-    warnings += [f"training: {trouble}" for trouble in trained]
+    warnings += [f"training: {trouble}" for trouble in troubles(log)]
     platt = {"a": fit.a, "b": fit.b, "formula": fit.formula()}
     return {"sets": sets, "cost": cost, "stages": stages, "platt": platt, "warnings": warnings,
             "config": asdict(config), "environment": environment}  # fmt: skip
@@ -54,26 +70,19 @@ def build(rows, fit, log, cost, stages, config, environment):
 def evaluate(rows, config):
     """One evaluation set. -> its part of the report"""
     correct, family = (np.array([r[name] for r in rows]) for name in ("correct", "family"))
-    methods, malformed, families = {}, {}, {name: family == name for name in sorted(set(family.tolist()))}
-    table = {
-        name: {"n": int(inside.sum()), "accuracy": float(correct[inside].mean())} for name, inside in families.items()
-    }
+    methods, malformed = {}, {}  # malformed: the share of the rows in which nothing was stated
     for name, title in METHODS.items():
         confidence = [r.get(name) for r in rows]
-        if name not in rows[0] or name == "truth" and None in confidence:
-            continue
         stated = np.array([c is not None for c in confidence])
+        if name not in rows[0] or name == "truth" and not stated.all():
+            continue
         dropped, worst = with_missing(confidence, correct)
         malformed[title] = float(1 - stated.mean())
         methods[title] = _scored(*worst, family, config)
         if 0 < stated.sum() < len(rows):
             methods[f"{title}, malformed dropped"] = _scored(*dropped, family[stated], config)
-        if name in ("untrained", "target", "trained"):
-            for which, inside in families.items():
-                table[which][f"AUROC, {name}"] = auroc(worst[0][inside], correct[inside])
-                table[which][f"ECE, {name}"] = ece(worst[0][inside], correct[inside])
     return {"n": len(rows), "accuracy": float(correct.mean()), "malformed": malformed, "methods": methods,
-            "agreement": agreement(rows), "families": table if len(table) > 1 else {}}  # fmt: skip
+            "agreement": agreement(rows), "families": families(rows)}  # fmt: skip
 
 
 def _scored(confidence, correct, family, config):
@@ -83,17 +92,24 @@ def _scored(confidence, correct, family, config):
 
 def agreement(rows):
     """Mean absolute difference and rank correlation of pairs of confidences, over the rows that have both."""
-    found, students = {}, [name for name in ("untrained", "trained", "expected") if name in rows[0]]
-    for one, other in [(s, "target") for s in students] + [(s, "truth") for s in ("target", *students)]:
+    found, ways = {}, [way for way in ("target", "untrained", "trained", "expected") if way in rows[0]]
+    for one, other in [(way, "target") for way in ways[1:]] + [(way, "truth") for way in ways]:
         both = [(r[one], r[other]) for r in rows if r[one] is not None and r[other] is not None]
         if len(both) > 1:
             a, b = np.array(both, dtype=float).T
-            numbers = {
-                "n": len(both),
-                "mean_absolute_difference": float(np.abs(a - b).mean()),
-                "spearman": spearman(a, b),
-            }
+            difference = float(np.abs(a - b).mean())
+            numbers = {"n": len(both), "mean_absolute_difference": difference, "spearman": spearman(a, b)}
             found[f"{METHODS[one]} v {METHODS[other].lower()}"] = numbers
+    return found
+
+
+def families(rows):
+    """Of the trained model's statements, inside each family of questions. -> {family: metrics}"""
+    found = {}
+    for family in sorted({r["family"] for r in rows}):
+        inside = [r for r in rows if r["family"] == family]
+        _, worst = with_missing([r["trained"] for r in inside], [r["correct"] for r in inside])
+        found[family] = metrics(*worst)
     return found
 
 
@@ -108,3 +124,29 @@ def _doubts(s):
             yield f"{title}: {share:.1%} of the answers have no stated confidence; they count as worst."
         elif s["methods"][title]["distinct"] == 1 and title not in (METHODS["base rate"], METHODS["family prior"]):
             yield f"{title}: one confidence for every answer, which cannot tell right from wrong."
+
+
+def rl_steps(log):
+    """The log without the supervised steps before RL."""
+    return [record for record in log if "reward" in record]
+
+
+def troubles(log):
+    """-> sentences about what went wrong in training: in all steps, or in any WINDOW of them in a row"""
+    if not log:
+        return ["there were no steps, so the adapter changes nothing."]
+    found, steps, skipped = [], rl_steps(log), sum(record["skipped"] > 0 for record in log)
+    if _lasting(record["distinct"] <= 1 for record in steps):
+        found.append("the policy collapsed: it stated one confidence for everything.")
+    if _lasting(record["no_signal"] >= 0.95 for record in steps):
+        found.append("hardly any group had rollouts of different rewards, so there was little to learn from.")
+    if skipped:
+        found.append(f"{skipped} steps had no finite gradient and were skipped.")
+    if log[-1]["skipped"] >= PATIENCE:
+        found.append("it ended early: no gradient was finite any more.")
+    return found
+
+
+def _lasting(flags):
+    marks = "".join("x" if flag else "." for flag in flags)
+    return "x" * min(max(len(marks), 1), WINDOW) in marks

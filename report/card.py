@@ -16,8 +16,7 @@ def adapter(report):
     return _card(report, "peft", f"The adapter is {where[report['config']['adapter']]}. `peft` loads this folder, so "
                  "does `AutoModelForCausalLM`. calunc also asks, answers and reads the number:\n\n"
                  "```python\nfrom calunc import CalibratedLM\n\n"
-                 'answer = CalibratedLM("runs/x").ask("What is the capital of Peru?")\n'
-                 "answer.text, answer.confidence\n```")  # fmt: skip
+                 'answer = CalibratedLM("runs/x").ask("What is the capital of Peru?")\n```')  # fmt: skip
 
 
 def merged(report, prompt):
@@ -32,13 +31,13 @@ def _card(report, library, text):
     base = Path(config["model"]).name if Path(config["model"]).exists() else config["model"]
     rows = {part: s["methods"][METHODS["trained"]] for part, s in report["sets"].items()}
     for part, row in rows.items():
-        for metric in [metric for metric in SHOWN if number(row[metric]) != "n/a"]:
-            results.append(EvalResult(task_type="text-generation", dataset_type=config["dataset"], dataset_name=part,
-                                      dataset_split=part, metric_type=metric, metric_name=SHOWN[metric],
-                                      metric_value=round(row[metric], 4)))  # fmt: skip
-    data = ModelCardData(library_name=library, base_model=base, tags=["calibration", "uncertainty"],
-                         model_name=f"{base} that states its confidence", eval_results=results)  # fmt: skip
+        results += [EvalResult("text-generation", config["dataset"], part, metric, round(row[metric], 4),
+                               dataset_split=part, metric_name=name)
+                    for metric, name in SHOWN.items() if number(row[metric]) != "n/a"]  # fmt: skip
+    name = f"{base} that states its confidence"
+    data = ModelCardData(base_model=base, library_name=library, model_name=name, eval_results=results,
+                         tags=["calibration", "uncertainty"])  # fmt: skip
     table = "\n".join(lines(["stated confidence, trained", "n", *SHOWN.values()], cells(rows, ["n", *SHOWN])))
-    return (f"---\n{data.to_yaml()}\n---\n\n# {plain(base)} that states its confidence\n\nTrained by calunc on "
-            f"{plain(config['dataset'])} to state, in percent, how likely its own answer is right.\n\n{text}\n\n{table}"
-            "\n\nStatements that could not be parsed count as worst.\n")  # fmt: skip
+    return (f"---\n{data.to_yaml()}\n---\n\n# {plain(name)}\n\nTrained by calunc on {plain(config['dataset'])} to "
+            f"state, in percent, how likely its own answer is right.\n\n{text}\n\n{table}\n\n"
+            "Statements that could not be parsed count as worst.\n")  # fmt: skip

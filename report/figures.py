@@ -6,6 +6,7 @@ raise ValueError, as in eval.py. Colours: Okabe & Ito (2008), which colour-blind
 import io
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import eval
@@ -13,13 +14,16 @@ from infra.files import write_whole
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 GREY = "#777777"
-PANELS = (  # of training: title, unit, {key in the log: name in the legend}
-    ("Reward should rise", "mean reward", {"reward": None}),
-    ("Waste: lower is better", "share", {"malformed": "malformed outputs", "no_signal": "groups without signal"}),
-    ("Confidence should approach accuracy", "mean confidence", {"mean_confidence": None}),
-    ("Few distinct values: collapse", "distinct confidences", {"distinct": None}),
-    ("Gradients should stay bounded", "gradient norm", {"grad_norm": None}),
-    ("Divergence from the base model", "nats", {"kl": None}),
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "figure.titlesize": "medium",
+         "legend.fontsize": "small", "legend.frameon": False, "figure.constrained_layout.use": True}  # fmt: skip
+NAMES = ("reliability", "risk_coverage", "entropy", "training")
+PANELS = (  # of training: title, unit, keys in the log
+    ("Reward should rise", "mean reward", ("reward",)),
+    ("Waste: lower is better", "share", ("malformed", "no_signal")),
+    ("Confidence should approach accuracy", "mean confidence", ("mean_confidence",)),
+    ("Few distinct values: collapse", "distinct confidences", ("distinct",)),
+    ("Gradients should stay bounded", "gradient norm", ("grad_norm",)),
+    ("Divergence from the base model", "nats", ("kl",)),
 )
 
 
@@ -35,18 +39,18 @@ def draw(rows, platt, log, folder):
     training(log, folder / "training.png")
 
 
+@rc_context(STYLE)
 def reliability(methods, path):
     """Accuracy against mean confidence in 10 bins of equal width, and the share of answers in each bin.
     methods: {name: (confidence (N,), correct (N,))}; N may differ and be 0. One panel each, side by side.
     Bars are Wilson 95% intervals of the accuracy; the area of a point grows with the answers in its bin."""
-    figure = Figure(figsize=(2.3 * len(methods), 4), layout="constrained")
-    figure.suptitle("On the diagonal: calibrated. Below: overconfident.", fontsize="medium")
+    figure = Figure(figsize=(2.3 * len(methods), 4))
+    figure.suptitle("On the diagonal: calibrated. Below: overconfident.")
     grid = figure.subplots(2, len(methods), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
     for (above, below), (name, (confidence, correct)) in zip(grid.T, methods.items(), strict=True):
         above.plot([0, 1], [0, 1], color=GREY, lw=1)
         above.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         below.set_xlabel("confidence")
-        plain(above, below)
         numbers = "nothing stated"
         if len(confidence):
             count, mean, accuracy = eval.reliability(confidence, correct)  # (10,) each
@@ -60,24 +64,26 @@ def reliability(methods, path):
     save(figure, path)
 
 
+@rc_context(STYLE)
 def risk_coverage(methods, path):
     """Error rate among the most confident answers, against the share of answers kept. methods: as in reliability."""
-    figure, axes = _figure("Lower is better: confident answers should be right")
+    axes = Figure(figsize=(5.2, 4)).subplots()
     looks = zip((BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True)
     for (name, (confidence, correct)), (color, dashes) in zip(methods.items(), looks, strict=False):
         coverage, risk = eval.risk_coverage(confidence, correct) if len(confidence) else ([], [])  # (N,), (N,)
-        label = f"{name}: AURC {np.mean(risk):.3f}" if len(confidence) else f"{name}: nothing stated"
-        axes.plot(coverage, risk, color=color, ls=dashes, lw=1.8, label=label)
-    axes.set(xlabel="coverage, most confident first", ylabel="error rate of answers kept", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(fontsize="small", frameon=False)
-    save(figure, path)
+        number = f"AURC {np.mean(risk):.3f}" if len(confidence) else "nothing stated"
+        axes.plot(coverage, risk, color=color, ls=dashes, lw=1.8, label=f"{name}: {number}")
+    axes.set(title="Lower is better: confident answers should be right", xlabel="coverage, most confident first",
+             ylabel="error rate of answers kept", xlim=(0, 1), ylim=(0, 1.02))  # fmt: skip
+    axes.legend()
+    save(axes.figure, path)
 
 
+@rc_context(STYLE)
 def entropy_curve(entropy, correct, platt, path):
     """Accuracy against entropy in 10 bins of equal count, and the fitted curve sigma(a H + b). (N,) nats, (N,) 0 or 1.
     platt: a platt.Platt; a fit to several scores has no curve. Bars are Wilson 95% intervals."""
-    figure, axes = _figure("Accuracy should fall as entropy rises")
-    top = max(0.1, *entropy)  # nats
+    axes, top = Figure(figsize=(5.2, 4)).subplots(), max(0.1, *entropy)  # top: in nats
     count, mean, accuracy = eval.reliability(np.clip(np.divide(entropy, top), 0, 1), correct, scheme="mass")
     axes.vlines(top * mean, *wilson(accuracy * count, count), color=BLUE, lw=1.5)
     axes.scatter(top * mean, accuracy, 30, color=BLUE, zorder=3, label="accuracy, 95% interval")
@@ -85,28 +91,28 @@ def entropy_curve(entropy, correct, platt, path):
         h = np.linspace(0, top, 200)
         label = f"Platt fit, σ(aH + b): a = {platt.a:.2f} per nat, b = {platt.b:.2f}"
         axes.plot(h, platt.predict(h), color=RED, lw=2, label=label)
-    axes.set(xlabel="entropy of the sampled answers (nats)", ylabel="accuracy, P(correct)", ylim=(-0.02, 1.02))
-    axes.legend(fontsize="small", frameon=False)
-    save(figure, path)
+    axes.set(title="Accuracy should fall as entropy rises", xlabel="entropy of the sampled answers (nats)",
+             ylabel="accuracy, P(correct)", ylim=(-0.02, 1.02))  # fmt: skip
+    axes.legend()
+    save(axes.figure, path)
 
 
+@rc_context(STYLE)
 def training(log, path):
     """The course of RL. log: a dict per step, of "step" and the keys of PANELS; absent, None, nan, inf are gaps."""
     steps, window = [row["step"] for row in log], max(5, len(log) // 20)
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    figure.suptitle(f"RL. Light: each step. Dark: mean of the last {window} steps.", fontsize="medium")
-    for axes, (title, unit, names) in zip(figure.subplots(3, 2, sharex=True).flat, PANELS, strict=True):
-        for (key, name), color in zip(names.items(), (BLUE, RED), strict=False):
+    figure = Figure(figsize=(6.4, 6.4))
+    figure.suptitle(f"RL. Light: each step. Dark: mean of the last {window} steps.")
+    for axes, (title, unit, keys) in zip(figure.subplots(3, 2, sharex=True).flat, PANELS, strict=True):
+        for key, color in zip(keys, (BLUE, RED), strict=False):
             values = np.array([row.get(key) for row in log], dtype=np.float64)  # (steps,)
             values[~np.isfinite(values)] = np.nan
             if np.isfinite(values).any():
                 axes.plot(steps, values, ".-", color=color, alpha=0.3, lw=0.7, ms=3)
-                axes.plot(steps, running_mean(values, window), ".-", color=color, lw=1.8, ms=2, label=name)
-        axes.set_title(title if axes.lines else f"{title}: not logged", fontsize="medium")
-        axes.set(xlabel="RL step", ylabel=unit)
-        if len(axes.lines) > 2:
-            axes.legend(fontsize="small", frameon=False)
-        plain(axes)
+                axes.plot(steps, running_mean(values, window), ".-", color=color, lw=1.8, ms=2, label=key)
+        axes.set(title=title if axes.lines else f"{title}: not logged", xlabel="RL step", ylabel=unit)
+        if len(keys) > 1 and axes.lines:
+            axes.legend()
     save(figure, path)
 
 
@@ -114,10 +120,8 @@ def wilson(right, count):
     """Wilson (1927) 95% interval of a proportion, which stays in [0, 1]. (...), (...) -> low, high; nan for count 0."""
     z = 1.959964  # the 97.5% quantile of the normal distribution
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = right / count
-        middle = (p + z**2 / (2 * count)) / (1 + z**2 / count)
-        half = z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - half, middle + half
+        half = z * np.sqrt(right * (1 - right / count) + z**2 / 4)
+    return (right + z**2 / 2 - half) / (count + z**2), (right + z**2 / 2 + half) / (count + z**2)
 
 
 def running_mean(values, window):
@@ -125,20 +129,6 @@ def running_mean(values, window):
     total = np.convolve(np.nan_to_num(values), np.ones(window))[: len(values)]
     count = np.convolve(np.isfinite(values), np.ones(window))[: len(values)]
     return total / np.where(count > 0, count, np.nan)
-
-
-def _figure(title):
-    figure = Figure(figsize=(5.2, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize="medium")
-    plain(axes)
-    return figure, axes
-
-
-def plain(*panels):
-    """Hide the upper and right lines of the frame."""
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure, path):

@@ -17,7 +17,6 @@ METHODS = {  # field of a row -> its name in the tables
 COLUMNS = {"accuracy": "Accuracy", "ece": "ECE", "ece_mass": "ECE (mass)", "brier": "Brier", "nll": "NLL",
            "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within", "aurc": "AURC",
            "reliability": "Reliability", "resolution": "Resolution"}  # fmt: skip
-MURPHY = ("brier", "reliability", "resolution", "uncertainty")
 FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expected", "base rate", "family prior",
                "truth")  # fmt: skip
 FEW_COLUMNS = ("ece", "brier", "auroc", "auroc_within")
@@ -54,18 +53,18 @@ def of_set(s):
         note = "Student v teacher: distillation error. Teacher v known probability: teacher error."
         rows = cells(s["agreement"], ("n", "mean_absolute_difference", "spearman"))
         yield "Agreement", note, ["Pair", "n", "Mean absolute difference", "Spearman"], rows
-    if s["families"]:
-        columns = next(iter(s["families"].values()))
-        yield "Families of questions", "", ["Family", *columns], cells(s["families"], columns)
+    if len(s["families"]) > 1:
+        rows = cells(s["families"], ("n", "accuracy", "ece", "brier", "auroc"))
+        yield "Families, stated by the trained model", "", ["Family", "n", "Accuracy", "ECE", "Brier", "AUROC"], rows
 
 
 def costs(report):
     """-> the table of what a question costs, and the table of what a stage costs."""
     questions = {METHODS.get(name, "Answer alone"): cost for name, cost in report["cost"].items()}
     yield "For each question", "", ["", "Generated tokens", "Seconds"], cells(questions, ("tokens", "seconds"))
-    stages = {name + ", its last call" * stage["resumed"]: stage for name, stage in report["stages"].items()}
-    rows = cells(stages, ("seconds", "tokens"))
-    yield "For each stage", "Without eval, which writes this table.", ["Stage", "Seconds", "Generated tokens"], rows
+    note = "Without eval, which writes this table; the seconds of the last call."
+    rows = cells(report["stages"], ("seconds", "tokens"))
+    yield "For each stage", note, ["Stage", "Seconds", "Generated tokens"], rows
 
 
 def settings(report):
@@ -113,10 +112,3 @@ def plain(text):
     """A name from outside, of a file or a family, as text only: no markup, no end of a line or a cell."""
     text = "".join(c if c.isprintable() else " " for c in html.escape(str(text), quote=False))
     return re.sub(r"([|`\[\]\\])", r"\\\1", text)
-
-
-def fill(path, mark, content):
-    """Replace the text between `<!-- mark -->` and `<!-- end -->` in a document, if there is such a place."""
-    block = f"<!-- {mark} -->\n{content}\n<!-- end -->"
-    pattern, text = f"<!-- {re.escape(mark)} -->.*?<!-- end -->", path.read_text(encoding="utf-8")
-    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")

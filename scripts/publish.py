@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from experiments.tables import fill  # noqa: E402
 from report import tables  # noqa: E402
 from settings import flags  # noqa: E402
 
@@ -62,7 +63,7 @@ def main():
     target.mkdir(parents=True, exist_ok=True)
     for path in [args.run / name for name in FILES] + sorted(args.run.glob("*.png")):
         shutil.copy(path, target / path.name)
-    tables.fill(ROOT / "README.md", f"results:{args.name}", summary(args.name))
+    fill(ROOT / "README.md", f"results:{args.name}", summary(args.name))
     print(f"wrote {target}")
 
 

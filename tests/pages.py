@@ -3,8 +3,7 @@
 import random
 
 from platt import Platt
-from report import build, environment, figures, page
-from report.page import FIGURES
+from report import build, figures, page
 from settings import Config
 
 PLATT = Platt(-2.95, 2.54)
@@ -46,19 +45,20 @@ def steps(n, **values):
 
 
 STAGES = {
-    "sample": {"key": "x", "loading": 1.0, "seconds": 65.4, "tokens": 12345, "resumed": False, "files": {}},
-    "train": {"key": "x", "loading": 1.0, "seconds": 2.0, "tokens": 99, "resumed": True, "files": {}},
+    "sample": {"key": "x", "loading": 1.0, "seconds": 65.4, "tokens": 12345, "files": {}},
+    "train": {"key": "x", "loading": 1.0, "seconds": 2.0, "tokens": 99, "files": {}},
 }
 COST = {name: {"tokens": 22.3, "seconds": 0.01} for name in ("answer", "target", "untrained", "trained")}
 
 
 def built(rows, log=(), **options):
     config = Config(**{"model": "m", "resamples": 20, **options})
-    return build.build(rows, PLATT, list(log), COST, STAGES, config, environment())
+    return build.build(rows, PLATT, list(log), COST, STAGES, config, build.environment())
 
 
 def rendered(rows, samples, report=None):
-    return page.render(report or built(rows), rows, samples, dict.fromkeys(FIGURES, b"\x89PNG\r\n\x1a\n" + bytes(16)))
+    pictures = dict.fromkeys(figures.NAMES, b"\x89PNG\r\n\x1a\n" + bytes(16))
+    return page.render(report or built(rows), rows, samples, pictures)
 
 
 def evil():

@@ -9,10 +9,9 @@ import pytest
 import torch
 from helpers import ASKED, Config, plain_logp, roll, shared
 
-import eval as evaluation
 import rl
 from beyond import exact, rewards
-from beyond.baselines import base_rate, chosen, cluster_entropy, family_prior, free
+from beyond.baselines import chosen, cluster_entropy, family_prior, free
 from beyond.rewards import brier_reward, log_reward
 from lora import add_lora
 from rl import Item, calibration_reward
@@ -56,30 +55,16 @@ def test_the_scores_are_proper(reward, p):
 
 def test_the_choice_of_rewards():
     names = ("calibrated", "brier", "log", "hybrid")
-    earned = {name: rewards.chosen(Config(reward=name, alpha=0.25, tolerance=0.1)) for name in names}
+    earned = {name: rewards.chosen(Config(reward=name, alpha=0.25, tolerance=0.2)) for name in names}
     for c, y in itertools.product((None, 0.0, 0.4, 1.0), (0, 1)):
         got = {name: reward(c, Item("q", "a", 0.3, y)) for name, reward in earned.items()}
-        assert got["calibrated"] == pytest.approx(0 if c is None else 1 - max(0.1, abs(c - 0.3)))
+        assert got["calibrated"] == pytest.approx(0 if c is None else 1 - max(0.2, abs(c - 0.3)))
         assert (got["brier"], got["log"]) == pytest.approx((brier_reward(c, y), log_reward(c, y)))
         assert got["hybrid"] == pytest.approx(0.25 * got["calibrated"] + 0.75 * got["brier"])
 
 
-def test_the_reward_as_trl_calls_it():
-    said = ["Confidence: 73%", " 70%", "I think so.\nConfidence: 20%", "perhaps", [{"content": "Confidence: 0%"}]]
-    got = rewards.trl_reward(said, target=[0.7, 0.3, 0.7, 0.5, 0.4], answers="not used")
-    assert got == pytest.approx([0.95, 0.6, 0.5, 0, 0.6])
-
-
 LABELS = [1, 0, 0, 1, 1, 0, 1]
 FAMILIES = ["easy", "hard", "hard", "easy", "easy", "easy", "one"]
-
-
-def test_the_base_rate_is_calibrated_and_knows_nothing():
-    labels = np.array(LABELS)
-    confidence = base_rate(LABELS, 7)
-    np.testing.assert_allclose(confidence, [4 / 7] * 7)
-    assert evaluation.ece(confidence, labels) == pytest.approx(0, abs=1e-12)
-    assert evaluation.auroc(confidence, labels) == 0.5
 
 
 @pytest.mark.parametrize("kind", [list, np.array])
@@ -89,8 +74,8 @@ def test_family_prior(kind):
     for value, family in zip(got, asked, strict=True):
         ours = [label for label, f in zip(LABELS, FAMILIES, strict=True) if f == family] or LABELS  # unseen: base rate
         assert value == pytest.approx(sum(ours) / len(ours))
-    assert list(labels) == LABELS and family_prior(LABELS, FAMILIES, []).shape == (0,)
-    np.testing.assert_allclose(family_prior(LABELS, ["f"] * 7, ["f", "g"]), base_rate(LABELS, 2))
+    assert list(labels) == LABELS and family_prior(LABELS, FAMILIES, []) == []
+    assert family_prior(LABELS, ["f"] * 7, ["f", "g"]) == pytest.approx([4 / 7] * 2)
 
 
 def test_what_the_samples_give_for_nothing():
@@ -111,7 +96,7 @@ def test_what_the_samples_give_for_nothing():
 
 def test_the_choice_of_baselines():
     assert chosen("") == [] and chosen(" p-true, stated,p-true") == ["p-true", "stated"]
-    for wrong, hint in (("stated,p-tru", "'p-tru'; did you mean"), ("xyz", "choose from stated, zero-shot, p-true")):
+    for wrong, hint in (("stated,p-tru", "'p-tru'; choose from"), ("xyz", "choose from stated, zero-shot, p-true")):
         with pytest.raises(ValueError, match=hint):
             chosen(wrong)
 

@@ -16,7 +16,7 @@ import use
 from beyond import baselines, exact
 from lm import read
 from lora import adapter, add_lora
-from report import troubles
+from report.build import troubles
 from rl import Asked, Item, calibration_reward
 
 CHARACTERS = "0123456789 %.:\n-" + "".join(sorted(set("TrueFalseConfidence")))

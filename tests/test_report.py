@@ -16,12 +16,14 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import roc_auc_score
 
 import eval
+from experiments.tables import fill
 from infra.folder import Run
 from platt import Platt
-from report import build, environment, figures, page, tables
-from report.page import FIGURES
+from report import build, figures, page, tables
 from report.tables import METHODS
 from settings import Config
+
+PICTURES = ["Reliability", "Risk and coverage", "What the entropy knew", "Training"]
 
 
 class Parsed(html.parser.HTMLParser):
@@ -84,7 +86,7 @@ def test_it_is_sound_html(any_page):
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
-    assert [a["alt"].split(":")[0] for a in parsed.all("img")] == [title for title, _ in FIGURES.values()]
+    assert [a["alt"].split(":")[0] for a in parsed.all("img")] == PICTURES
 
 
 def test_nothing_leads_out_of_it(any_page):
@@ -112,7 +114,7 @@ def test_text_from_outside_is_no_markup(usual):
     assert [q["question"] for q in hostile.data] == [s["question"] for s in samples]
     assert {tag for tag, _ in hostile.tags} <= {tag for tag, _ in parsed.tags}
     assert len(hostile.all("script")) == len(parsed.all("script")) == 2
-    assert len(hostile.all("img")) == len(FIGURES)
+    assert len(hostile.all("img")) == len(figures.NAMES)
     assert HOSTILE[1] in hostile.words  # but it is there to be read
     assert not set("\u2028\u2029\x00\ud800\u202e") & set(said)
     said.encode()
@@ -158,7 +160,7 @@ def test_the_report_against_sklearn_and_scipy():
     assert pair["spearman"] == pytest.approx(spearmanr(both).statistic) and pair["n"] == len(stated)
     odd = np.array([r["family"] == "odd" for r in rows])
     assert found["families"]["odd"]["n"] == odd.sum()
-    assert found["families"]["odd"]["AUROC, trained"] == pytest.approx(roc_auc_score(correct[odd], worst[odd]))
+    assert found["families"]["odd"]["auroc"] == pytest.approx(roc_auc_score(correct[odd], worst[odd]))
     assert any(w.startswith("test: Stated, trained: ") and "no stated confidence" in w for w in report["warnings"])
 
 
@@ -180,7 +182,7 @@ def test_cells():
 def test_markdown_and_summary_show_the_rows():
     report = json.loads(json.dumps(built(ROWS)))
     text = tables.markdown(report)
-    assert "| train, its last call | 2.000 | 99 |" in text and "| sample | 65.4 | 12,345 |" in text
+    assert "| train | 2.000 | 99 |" in text and "| sample | 65.4 | 12,345 |" in text
     assert all(f"- {warning}" in text for warning in report["warnings"])
     for s in report["sets"].values():
         for name, row in s["methods"].items():
@@ -194,24 +196,25 @@ def test_markdown_and_summary_show_the_rows():
 def test_fill(tmp_path):
     path = tmp_path / "x.md"
     path.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n")
-    tables.fill(path, "one", r"new \1")
-    tables.fill(path, "two", "nothing")
+    fill(path, "one", r"new \1")
+    fill(path, "two", "nothing")
     assert path.read_text() == "a\n<!-- one -->\nnew \\1\n<!-- end -->\nb\n"
 
 
 def test_a_report_is_written_whole(tmp_path):
     run = Run(tmp_path)
     (tmp_path / "adapter").mkdir()
-    run.write("environment.json", environment())
+    run.write("environment.json", build.environment())
     run.write("stages.json", STAGES)
     config = Config(model="toy", dataset="a|b", resamples=20)
     report = build.write(run, config, ROWS[:30], SAMPLES[:30], PLATT, steps(8), COST, language_model_error=0.125)
     assert report["language_model_error"] == pytest.approx(0.125)
-    names = {"report.json", "report.md", "report.html", "adapter", "environment.json", "stages.json", *FIGURES}
+    names = {"report.json", "report.md", "report.html", "adapter", "environment.json", "stages.json"}
+    names |= {f"{name}.png" for name in figures.NAMES}
     assert set(os.listdir(tmp_path)) == names
     saved = run.read("report.json")
     assert saved["platt"] == {"a": -2.95, "b": 2.54, "formula": PLATT.formula()} and saved["stages"] == STAGES
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,iVBOR") == len(FIGURES)
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,iVBOR") == len(figures.NAMES)
     card = ModelCard.load(tmp_path / "adapter" / "README.md")
     results = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     expected = saved["sets"]["unseen"]["methods"][METHODS["trained"]]["brier"]

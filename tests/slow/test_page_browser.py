@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from pages import ROWS, SAMPLES, evil, questions, rendered
 
-from report.page import FIGURES
+from report.figures import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_hostile_text_runs_nothing_even_without_the_policy(visit):
         summary.click()
     tab.locator("#list .about").nth(len(rows) - 1).wait_for()
     assert tab.evaluate("window.hit") is None
-    assert tab.evaluate("[document.scripts.length, document.images.length]") == [2, len(FIGURES)]
+    assert tab.evaluate("[document.scripts.length, document.images.length]") == [2, len(NAMES)]
     shown = tab.locator("#list .about > div:nth-child(3) li").all_text_contents()
     # a lone half of a pair cannot be shown as it is, nor be told by the browser
     wanted = [text.replace("\ud800", "\ufffd") for s in samples for text in s["answers"]]

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -18,7 +20,6 @@ import calunc
 import lm as language
 import rl
 from beyond import exact
-from beyond.rewards import trl_reward
 from calunc import Answer, CalibratedLM
 from data import Prompt
 from lora import add_lora, merge
@@ -169,7 +170,17 @@ def test_the_model_card_has_the_metrics_of_the_report(finished):
 # ---- TRL -----------------------------------------------------------------------------------------
 
 
-def test_the_reward_of_texts_and_of_conversations():
+@pytest.fixture(scope="module")
+def trl_reward():
+    """The recipe of the documentation."""
+    text = (Path(calunc.__file__).parent / "docs" / "log.md").read_text(encoding="utf-8")
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def reward(" in code]
+    names = {}
+    exec(code, names)
+    return names["reward"]
+
+
+def test_the_reward_of_texts_and_of_conversations(trl_reward):
     texts = ["so Confidence: 70%", " 70%", "Confidence: 70% 80%", "no", "70% Confidence: 30%"]
     targets = [0.7, 0.2, 0.5, 0, 1]
     want = [calibration_reward(c, p) for c, p in zip((0.7, 0.7, None, None, 0.3), targets, strict=True)]
@@ -177,7 +188,7 @@ def test_the_reward_of_texts_and_of_conversations():
     assert trl_reward([[{"role": "assistant", "content": text}] for text in texts], targets) == pytest.approx(want)
 
 
-def test_a_step_of_trl_with_the_reward(gpt2, tmp_path):
+def test_a_step_of_trl_with_the_reward(gpt2, tmp_path, trl_reward):
     """A real step of its GRPOTrainer, which logs the mean of what the reward says."""
     seen = []
 
