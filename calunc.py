@@ -129,7 +129,7 @@ def train(config, run, model, prompt):
 
     def on_step(record):
         log.append(record)
-        run.write("metrics.jsonl", log)
+        run.append("metrics.jsonl", record)
         for sentence in set(build.troubles(log)) - said if len(log) % 20 == 0 and first() else ():
             said.add(sentence)
             tqdm.write(f"warning: training: {sentence}", file=sys.stderr)

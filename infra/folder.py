@@ -45,6 +45,12 @@ class Run:
         if first():
             write_whole(self.path(name), content)
 
+    def append(self, name, row):
+        """One more line of a JSONL file that is written again when its stage is."""
+        if first():
+            with self.path(name).open("ab") as file:
+                file.write(line(row))
+
     def read(self, name):
         """The content of a JSON or JSONL file."""
         text, where = self.path(name).read_bytes(), f"{self.path(name)} is damaged"
