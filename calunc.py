@@ -192,6 +192,7 @@ def main(argv):
             questions = setup.load_questions(config) if "sample" in todo else []
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, questions)
+            exact.instead(model, config, rewards.chosen(config))  # can it write percentages?
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:

@@ -109,9 +109,10 @@ def trained_run(folder, settings):
     if not run.finished("train") or not run.stages()["train"]["key"].startswith(model_key("train", own)):
         raise ValueError(f"{folder} holds no adapter for its settings and the model {own.model} that is there now: "
                          f"train it with `{again(own, run)}`")  # fmt: skip
-    for f in fields(own):
-        if f.metadata["stage"] and settings.get(f.name, getattr(own, f.name)) != getattr(own, f.name):
-            raise ValueError(f"no {option(f.name)} here: the settings are those of the run in {folder}")
+    free = [f.name for f in fields(own) if not f.metadata["stage"]]
+    for name, value in settings.items():
+        if name not in free and value != getattr(own, name, None):
+            raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
     return replace(own, **({"shard": "off"} | settings)), run
 
 

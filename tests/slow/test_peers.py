@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from helpers import one_sentence, randomise, rows, write
+from helpers import rows, write
 from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
@@ -22,7 +22,6 @@ import rl
 from beyond import exact
 from calunc import Answer, CalibratedLM
 from data import Prompt
-from lora import add_lora, merge
 from rl import calibration_reward
 
 
@@ -101,19 +100,6 @@ def test_micro_batches_change_nothing_with_it(train_again):
 # ---- merged --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_a_merged_model_gives_the_same_logits(family, load, tmp_path):
-    lm, ids = load(family), torch.arange(4, 20)[None]
-    randomise(add_lora(lm, rank=3, alpha=7))
-    want = lm.model(input_ids=ids).logits
-    merge(lm)
-    assert not [name for name, _ in lm.model.named_parameters() if name.endswith((".A", ".B"))]
-    lm.model.save_pretrained(tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    for model in (lm.model, theirs):
-        torch.testing.assert_close(model(input_ids=ids).logits, want, atol=1e-4, rtol=1e-4)
-
-
 def test_merging_a_run(everywhere, tmp_path):
     """An ordinary folder, which says the same about the same answers: each statement's whole distribution."""
     out = tmp_path / "merged"
@@ -133,18 +119,6 @@ def test_merging_a_run(everywhere, tmp_path):
     card, asked = huggingface_hub.ModelCard.load(out / "README.md"), prompt.confidence("(question)", "(answer)")
     assert card.data.library_name == "transformers"
     assert f"```text\n{adapted.tokenizer.decode(sum(asked, []))}\n```" in card.text
-
-
-def test_what_cannot_be_merged(finished, everywhere, tmp_path, capsys):
-    for argv, said in (
-        (["--run", str(finished), "--out", str(tmp_path / "m")], "add --adapter everywhere to the call"),
-        (["--run", str(everywhere), "--out", str(tmp_path)], "is there already: give --out a new name"),
-        (["--run", str(everywhere)], "merge needs --out"),
-        (["--run", str(everywhere), "--out", str(tmp_path / "no" / "m")], "there is no folder"),
-    ):
-        assert calunc.main(["merge", *argv]) == 2
-        assert said in one_sentence(capsys.readouterr())
-    assert not list(tmp_path.iterdir())
 
 
 # ---- peft, transformers, the hub -----------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Does memory stay flat? 10,000 questions and 500 steps on a large toy world, in a temporary folder; about 15 minutes.
 
-    python tests/slow/soak.py
+    python bench/soak.py
 
 Prints the resident memory of each stage at a tenth of its time, and the most that it had after that; exit code 1 if
 that is 5% more in any of them. Further arguments are flags of calunc.py, for a shorter trial.
@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import calunc  # noqa: E402
 import toy  # noqa: E402
 
