@@ -5,9 +5,10 @@
     python calunc.py ask "What is the capital of Peru?" --run runs/x
     CalibratedLM("runs/x").ask("What is the capital of Peru?")    the same from Python
 
-The pipeline, top to bottom: `sample` answers, `calibrate` their entropy into P(correct), `train` the model to say that
-number in one short generation, `eval` what it says. Each stage reads the files of the one before from the run folder
-and is skipped when its own are there and were made with the same settings.
+The method of "From Entropy to Calibrated Uncertainty: Training Language Models to Reason About Uncertainty", arXiv
+2603.06317, top to bottom: `sample` answers, `calibrate` their entropy (the paper's stage 1) into P(correct) (its stage
+2), `train` the model to state that number in one short generation (its stage 3), `eval` what it states. Each stage
+reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
 From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first.
 """
@@ -15,7 +16,7 @@ From infra: cli (flags, what is done already), setup (questions, model), paralle
 from infra import cli
 
 if __name__ == "__main__":
-    cli.start(__doc__)
+    cli.start(__doc__)  # answers --help and refuses wrong flags before torch is imported, which takes seconds
 
 import json
 import math
@@ -39,7 +40,7 @@ from infra.files import first
 from report import build, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
 
-# ---- stage 1 ----------------------------------------------------------------------------------------------------
+# ---- sample -----------------------------------------------------------------------------------------------------
 
 
 def sample(config, run, model, prompt, questions):
@@ -72,7 +73,7 @@ def sample(config, run, model, prompt, questions):
     return sum(row["answer_tokens"] + row["sample_tokens"] for row in rows.values())
 
 
-# ---- stage 2 ----------------------------------------------------------------------------------------------------
+# ---- calibrate --------------------------------------------------------------------------------------------------
 
 
 def calibrate(config, run, model):
@@ -97,16 +98,17 @@ def calibrate(config, run, model):
             })  # fmt: skip
 
     scores = ["entropy", "similarity"] if config.target == "answer" else ["entropy"]
-    features = np.array([[t[name] for name in scores] for t in found]).squeeze(-1 if len(scores) == 1 else ())
+    features = np.array([[t[name] for name in scores] for t in found])  # (N, F)
+    features = features[:, 0] if len(scores) == 1 else features
     correct, part = (np.array([t[name] for t in found]) for name in ("correct", "part"))
-    # the questions of Platt's part are in every fit; those for stage 3 are scored by fits that did not see them
+    # Platt's own questions are in every fit; each training question gets its target from a fit that did not see it
     labelled = np.isin(part, ("platt", "train"))
     fold = np.where(part == "platt", -1, np.arange(len(found)) % config.folds)
     fit = platt.fit(features[labelled], correct[labelled])
     target = fit.predict(features)
     target[labelled] = platt.cross_fit(features[labelled], correct[labelled], fold[labelled])
     for row, p in zip(found, target.tolist(), strict=True):
-        row["target"] = p  # none for Platt's own questions
+        row["target"] = p  # NaN, written as null, for Platt's own questions
     run.write("targets.jsonl", found)
     run.write("platt.json", json.loads(fit.to_json()))
     for warning in fit.warnings:
@@ -116,7 +118,7 @@ def calibrate(config, run, model):
     return 0
 
 
-# ---- stage 3 ----------------------------------------------------------------------------------------------------
+# ---- train ------------------------------------------------------------------------------------------------------
 
 
 def train(config, run, model, prompt):
@@ -130,9 +132,10 @@ def train(config, run, model, prompt):
     def on_step(record):
         log.append(record)
         run.append("metrics.jsonl", record)
-        for sentence in set(build.troubles(log)) - said if len(log) % 20 == 0 and first() else ():
-            said.add(sentence)
-            tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
+        if first() and len(log) % 20 == 0:
+            for sentence in set(build.troubles(log)) - said:
+                said.add(sentence)
+                tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, config, reward))
@@ -142,11 +145,11 @@ def train(config, run, model, prompt):
     return sum(record.get("tokens", 0) for record in log)
 
 
-# ---- stage 4 ----------------------------------------------------------------------------------------------------
+# ---- eval -------------------------------------------------------------------------------------------------------
 
 
 def evaluate(config, run, model, prompt):
-    """What is stated before and after, beside what it is compared with -> predictions.jsonl, report.*, pictures"""
+    """Confidences stated before and after training, beside the baselines -> predictions.jsonl, report.*, pictures"""
     pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
     labelled = [t for s, t in pairs if s["part"] in ("platt", "train")]
     held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
@@ -160,8 +163,8 @@ def evaluate(config, run, model, prompt):
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]
     run.write("predictions.jsonl", rows)
 
-    samples, seconds = [s for s, _ in held_out], run.stages()["sample"]["seconds"] / len(pairs)
-    cost = build.teacher_cost(samples, seconds)
+    samples = [s for s, _ in held_out]
+    cost = build.teacher_cost(samples, run.stages()["sample"]["seconds"] / len(pairs))  # all per question
     for way, (_, tokens, seconds) in stated.items():
         cost[way] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))

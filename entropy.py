@@ -12,9 +12,9 @@ n = 10 and gamma = 1.
 Source: the von Neumann entropy of a kernel Gram matrix, Bach, "Information Theory with Kernel Methods", 2022
 (arXiv 2202.08545), used on sampled answers by "Spectral Uncertainty", arXiv 2509.22272.
 
-The bias: this plug-in estimate is too low, by about (m - 1) / 2n for m distinct meanings, and grows with n. Meanings of
-probability .5, .25, .15, .1 give 0.66 on average at n = 3, 1.03 at 10 and 1.20 at 200 ("cosine"); the truth is 1.21.
-So entropies of different n do not compare, and a calibrator fitted at one n is wrong at another.
+The bias: this plug-in estimate is too low, by about (m - 1) / 2n for m distinct meanings, so that it rises with n.
+Meanings of probability .5, .25, .15, .1 give 0.66 on average at n = 3, 1.03 at 10 and 1.20 at 200 ("cosine"); the
+truth is 1.21. So entropies of different n do not compare, and a calibrator fitted at one n is wrong at another.
 
 Left out: bias corrections, because Platt scaling at a fixed n absorbs the mean bias; other kernels; and weights of
 answers, because each sample already counts once per draw.

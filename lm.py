@@ -33,7 +33,7 @@ from lora import adapter
 logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
 LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
 CACHED = 2**16  # tokens in the caches of the rows that are sampled at once
-SHORT = 16  # tokens; longer completions have little in common
+SHORT = 16  # tokens; longer completions have little to share
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,8 @@ class LM(Text):
         return max(1, LOGITS // self.model.config.get_text_config().vocab_size)
 
     def engine(self, tokens):
-        """The module that samples and scores completions of at most so many tokens: this one, or infra.sharing."""
+        """The module whose `sample` and `completion_logprobs` suit completions of up to so many tokens: this one, or
+        infra.sharing."""
         return self.sharing if self.sharing and tokens <= self.longest_shared else sys.modules[__name__]
 
     def forward(self, ids, mask, cache, keep=0):
@@ -94,7 +95,7 @@ class Read:
     last: torch.Tensor | None = None  # logits of each prompt's next token, (Q, V)
 
     def some(self, rows, room=0):
-        """Some of the prompts, any number of times each, with room for so many more tokens. -> Read"""
+        """Select prompts, any number of times each, with room in the cache for so many more tokens. -> Read"""
         at = torch.tensor(rows, device=self.last.device)
         return Read([self.prompts[q] for q in rows], fork(self.cache, at, room=room), self.last[at])
 
@@ -122,8 +123,8 @@ def read(lm, prompts):
 def read_on(lm, before, rows, prompts):
     """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read. -> Read
 
-    Every row is fed T tokens, as many as the longest has new. A row with fewer is fed padding first, and its cache is
-    moved to the right, over it: so there is no padding between its tokens.
+    Every row is fed T tokens, as many as the longest has new. A row with fewer new ones is padded on the left, and its
+    old cache is shifted right, over the padding, so that its real tokens stay together.
     """
     check_context(lm, prompts)
     new = [p[len(before.prompts[r]) :] for p, r in zip(prompts, rows, strict=True)]
@@ -162,8 +163,9 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
 
     prompts: Q lists of token ids, or a Read of them; temperatures: one per completion, 0 is greedy; stop: set of token
     ids; seeds: one per prompt. Returns Q lists of lists of token ids; a stop token, where one was sampled, is the last.
-    With logprobs also the log-probability of each completion at temperature 1, Q lists of floats, in nats. A completion
-    depends on its own seed alone, not on its batch. Raises ValueError beyond the model's context.
+    With logprobs also the log-probability of each completion at temperature 1, Q lists of floats, in nats. The random
+    numbers depend on the seed alone, so what else is in the batch changes a completion by rounding at most. Raises
+    ValueError beyond the model's context.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     check_context(lm, before.prompts, max_new_tokens)

@@ -3,9 +3,10 @@
     y = W x + (alpha / r) B A x        W frozen (d_out, d_in), A (r, d_in), B (d_out, r)
 
 B starts at zero, so nothing changes at first. With the adapter off the model is exactly the base model: training the
-confidence cannot change the answers. The base model reads the question and the answer, and the adapter is on from the
-confidence turn on: an "activated LoRA". So what was read once serves all rollouts, updates and the reference, without a
-gradient. Files are in peft's format; `alora_invocation_tokens` are the tokens that switch the adapter on.
+confidence cannot change the answers. By default the base model reads the question and the answer, and the adapter is on
+from the confidence turn on (an "activated LoRA"): one cached pass without gradients serves all rollouts, the update and
+the reference. With `--adapter everywhere` the adapter reads question and answer too. Files are in peft's format;
+`alora_invocation_tokens` are the tokens that switch the adapter on.
 
 Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
 biases, and adapters on the embedding and on the output head, which is often tied to it.

@@ -7,7 +7,7 @@
 
 c_i is the stated confidence of rollout i, p the target of its question, and M the number of rollouts of a step, so that
 cutting a step into micro-batches changes nothing. There is one update per batch of rollouts: the ratio is 1 in value,
-and L has the gradient of REINFORCE.
+the clip never acts, and L has the gradient of REINFORCE.
 
 GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation, averages over the tokens
 of each rollout, and adds a k3 estimate of the divergence; here the advantage has the scale of the reward, tokens are
@@ -155,21 +155,19 @@ def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0):
     found = Rollouts([], [], [])
     for start in range(0, len(asked.prompts), at_once):
         rows = list(range(len(asked.prompts)))[start : start + at_once]
-        now, own, n = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
-        begun = actions = [[]] * (len(rows) * group)  # question by question
+        now, number_seeds, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
+        begun, actions = ([[] for _ in range(len(rows) * group)] for _ in range(2))  # question by question
         if reasoning:
-            thoughts = lm.engine(reasoning).sample(
-                lm, now, [temperature] * group, reasoning, stop_ids(lm, "\n"), [seeds[q] for q in rows]
-            )
-            thoughts = sum(thoughts, [])
+            sample, own = lm.engine(reasoning).sample, [seeds[q] for q in rows]
+            thoughts = sum(sample(lm, now, [temperature] * group, reasoning, stop_ids(lm, "\n"), own), [])
             forced = [prompt.after_reasoning(t) for t in thoughts]
             begun = [t + f for t, f in zip(thoughts, forced, strict=True)]
             actions = [[1] * len(t) + [0] * len(f) for t, f in zip(thoughts, forced, strict=True)]
-            whose = [i for i in range(len(rows)) for _ in range(group)]
+            whose = [i for i in range(len(rows)) for _ in range(group)]  # from here on, a row for each completion
             now = read_on(lm, now, whose, [now.prompts[i] + b for i, b in zip(whose, begun, strict=True)])
-            own, n = [seed_of(own[i], c % group) for c, i in enumerate(whose)], 1
-        numbers = lm.engine(NUMBER_TOKENS).sample(lm, now, [temperature] * n, NUMBER_TOKENS, stop_ids(lm, "\n%"), own)
-        numbers = sum(numbers, [])
+            number_seeds, each = [seed_of(number_seeds[i], c % group) for c, i in enumerate(whose)], 1
+        sample, stop = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, "\n%")
+        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, number_seeds), [])
         # with special tokens, which would hide in the midst of a number
         stated = [parse_confidence(LABEL + lm.tokenizer.decode(x)) for x in numbers]
         tokens = [b + x for b, x in zip(begun, numbers, strict=True)]
@@ -204,7 +202,7 @@ class Optimizer:
     def __init__(self, lm, config):
         self.params = [p for p in lm.model.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        total = config.warmup + config.steps  # ten steps up, then straight down to zero
+        total = config.warmup + config.steps  # the learning rate rises for ten steps, then falls linearly to zero
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total, 1))
         )
@@ -236,9 +234,10 @@ class Optimizer:
 
 
 def amp_dtype(amp, device):
-    """"auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
+    """ "auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
     if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "off" if device.type == "cpu" else "bf16" if fast else "fp16"
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
@@ -253,7 +252,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
 
     lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: settings.Config.
     on_step(dict): called with the metrics of every step. saved: path of a checkpoint, to go on from if it is there and
-    to be kept up to date. instead: (step) -> what does this step in another way, or None (beyond/exact.py).
+    to be kept up to date. instead: (step) -> a function that does this step in another way, or None (beyond/exact.py).
     """
     optimizer, total = Optimizer(lm, config), config.rollouts * min(config.questions, len(items))
     loop = Loop(optimizer, config, saved, on_step)
@@ -263,8 +262,9 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
             asked = ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config)
-        if instead and instead(step):
-            loop.record(**instead(step)(lm, asked, chosen, optimizer))
+        other = instead and instead(step)
+        if other:
+            loop.record(**other(lm, asked, chosen, optimizer))
             continue
         # rollouts: G statements of each confidence
         seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]

@@ -35,58 +35,60 @@ class Config:
     test_questions: int = flag(500, "held-out questions of the same families [paper: 2000]", "sample", POSITIVE)
     ood_questions: int = flag(300, "questions of each unseen set", "sample", POSITIVE)
     samples: int = flag(10, "answers sampled per question, n >= 2", "sample", POSITIVE)
-    temperature: float = flag(1.0, "of the sampled answers", "sample", POSITIVE)
-    answer_temperature: float = flag(0.0, "of the one answer that counts, 0 is greedy [paper: 0.1]", "sample",
-                                     NOT_NEGATIVE)  # fmt: skip
+    temperature: float = flag(1.0, "temperature of the sampled answers", "sample", POSITIVE)
+    answer_temperature: float = flag(0.0, "temperature of the one answer that counts; 0 is greedy [paper: 0.1]",
+                                     "sample", NOT_NEGATIVE)  # fmt: skip
     answer_tokens: int = flag(16, "longest answer, in tokens", "sample", POSITIVE)
-    seed: int = flag(1, "of everything", "sample", NOT_NEGATIVE)
+    seed: int = flag(1, "random seed of all stages", "sample", NOT_NEGATIVE)
     sample_batch: int = flag(24, "questions sampled at once", None, POSITIVE)
 
     embedder: str = flag("self", "sentence encoder, a hub id or folder; `self`: the model's hidden state", "calibrate")
-    kernel: str = flag("rbf", "between embeddings", "calibrate", choices=("rbf", "cosine"))
-    gamma: float = flag(1.0, "of the rbf kernel", "calibrate", POSITIVE)
+    kernel: str = flag("rbf", "kernel between embeddings", "calibrate", choices=("rbf", "cosine"))
+    gamma: float = flag(1.0, "inverse squared length scale of the rbf kernel", "calibrate", POSITIVE)
     grader: str = flag("exact", "exact: normalised match or equal number; contains: as words [paper: a language model "
                        "as judge]", "calibrate", choices=("exact", "contains"))  # fmt: skip
     target: str = flag("question", "question: Platt scaling of the entropy; answer: of the entropy and the answer's "
                        "mean similarity to the samples", "calibrate", choices=("question", "answer"))  # fmt: skip
-    folds: int = flag(5, "of the cross-fitted targets", "calibrate", POSITIVE)
+    folds: int = flag(5, "number of folds of the cross-fitted targets", "calibrate", POSITIVE)
 
-    steps: int = flag(200, "of reinforcement learning [paper: 1000]", "train", NOT_NEGATIVE)
-    questions: int = flag(16, "per step [paper: 32]", "train", POSITIVE)
-    rollouts: int = flag(16, "per question", "train", POSITIVE)
-    rollout_temperature: float = flag(1.0, "of the rollouts and their log-probabilities [paper: 1.5]", "train",
-                                      POSITIVE)  # fmt: skip
+    steps: int = flag(200, "steps of reinforcement learning [paper: 1000]", "train", NOT_NEGATIVE)
+    questions: int = flag(16, "questions per step [paper: 32]", "train", POSITIVE)
+    rollouts: int = flag(16, "rollouts per question", "train", POSITIVE)
+    rollout_temperature: float = flag(1.0, "temperature of the rollouts and of their log-probabilities [paper: 1.5]",
+                                      "train", POSITIVE)  # fmt: skip
     reasoning: int = flag(0, "tokens that the model may think before the number [paper: one or two sentences]", "train",
                           NOT_NEGATIVE)  # fmt: skip
     reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
                        "answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
-    tolerance: float = flag(0.05, "of the calibrated reward", "train", NOT_NEGATIVE)
-    alpha: float = flag(0.5, "of the hybrid reward", "train", NOT_NEGATIVE)
+    tolerance: float = flag(0.05, "differences up to this cost nothing in the calibrated reward", "train", NOT_NEGATIVE)
+    alpha: float = flag(0.5, "weight of the calibrated reward in the hybrid one", "train", NOT_NEGATIVE)
     gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages, "
                          "without rollouts and advantages", "train", choices=("sampled", "exact"))  # fmt: skip
-    every: int = flag(1, "of the exact gradient: each so many-th percentage", "train", choices=(1, 5))
+    every: int = flag(1, "with --gradient exact: all percentages (1) or every fifth (5)", "train", choices=(1, 5))
     advantage: str = flag("loo", "loo: reward minus the mean of the group's other rewards; zscore: divided by the "
                           "group's standard deviation [paper]", "train", choices=("loo", "zscore"))  # fmt: skip
     lr: float = flag(2e-4, "learning rate of AdamW", "train", POSITIVE)
-    rank: int = flag(16, "of the LoRA", "train", POSITIVE)
+    rank: int = flag(16, "rank of the LoRA", "train", POSITIVE)
     kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train",
                      NOT_NEGATIVE)  # fmt: skip
-    max_grad_norm: float = flag(1.0, "gradient clipping", "train", POSITIVE)
-    adapter: str = flag("turn", "where it is on; turn: from the confidence turn on, so that what was read once serves "
-                        "all rollouts; everywhere: it reads the question and the answer too, costs more than twice as "
-                        "much, and can be merged", "train", choices=("turn", "everywhere"))  # fmt: skip
+    max_grad_norm: float = flag(1.0, "largest norm of the gradient; a longer one is scaled down", "train", POSITIVE)
+    adapter: str = flag("turn", "where the LoRA is active; turn: from the confidence turn on, so that question and "
+                        "answer are read once for all rollouts; everywhere: on the question and the answer too, at "
+                        "more than twice the cost, and can be merged", "train",
+                        choices=("turn", "everywhere"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train", NOT_NEGATIVE)
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
     micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None,
                             NOT_NEGATIVE)  # fmt: skip
-    recompute: str = flag("off", "activations in the backward pass; saves memory, same result", None,
+    recompute: str = flag("off", "recompute activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
 
     baselines: str = flag("", "beside those that cost nothing: stated (untrained, with Platt), zero-shot, p-true; "
                           "commas join. Each reads the questions again", "eval")  # fmt: skip
-    resamples: int = flag(1000, "of the bootstrap", "eval", POSITIVE)
-    readout: str = flag("stated", "of ask and predict; expected: the mean of what would be stated", None,
+    resamples: int = flag(1000, "resamples of the bootstrap", "eval", POSITIVE)
+    readout: str = flag("stated", "what ask and predict return; stated: the number that the model writes; expected: "
+                        "its mean over all numbers that it could write", None,
                         choices=("stated", "expected"))  # fmt: skip
     engine: str = flag("auto", "plain: a row for each completion; shared: equal beginnings are computed once; auto: "
                        "shared for short completions, if the model allows it", None,
@@ -137,7 +139,8 @@ def check(config):
         "--folds and --rollouts must be at least 2": config.folds < 2 or config.rollouts < 2,
         f"--seed is {config.seed}: it must be below 2^63": config.seed >= 2**63,
         f"--alpha is {config.alpha}: it must be from 0 to 1": config.alpha > 1,
-        f"--questions is {config.questions}, too few a step for {processes()} processes":
+        f"--tolerance is {config.tolerance}: it must be below 1, or every number earns the same": config.tolerance >= 1,
+        f"--questions is {config.questions}, fewer than the {processes()} processes":
             config.questions < processes(),
         "--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...":
             config.shard == "on" and processes() == 1,
@@ -147,8 +150,10 @@ def check(config):
             config.gradient == "exact" and config.reasoning,
         "--warmup has no reasoning to imitate: use it without --reasoning": config.warmup and config.reasoning,
         "the toy model has no chat template: use --prompt fewshot": toy and config.prompt == "chat",
-        "the toy model and the toy questions go together: give --model for other questions":
-            toy != (config.dataset == "toy") or toy and config.ood,
+        "the toy model answers the toy questions alone: give --model for other questions":
+            toy and config.dataset != "toy",
+        "--dataset toy needs the toy model: leave --model out": config.dataset == "toy" and not toy,
+        "the toy world has unseen families of its own: --ood needs another --model": toy and config.ood,
     }  # fmt: skip
     for sentence, applies in refused.items():
         if applies:

@@ -49,8 +49,8 @@ class CalibratedLM:
         return self.ask_all([question])[0]
 
     def ask_all(self, questions):
-        """The same in batches: each question is read once, answered, and judged. -> list of Answer"""
-        model, prompt, config = self.model, self.prompt, self.config
+        """The same in batches; the cache of a question is used again for the confidence turn. -> list of Answer"""
+        model, prompt, config, questions = self.model, self.prompt, self.config, [q.strip() for q in questions]
         way = {"stated": "trained", "expected": "expected"}[config.readout]
         prompts, found = [prompt.answer(q) for q in questions], {}
         for batch in batches(range(len(questions)), lambda i: len(prompts[i]), config.sample_batch):

@@ -45,6 +45,8 @@ class Loop:
         """The training questions of the step, in shuffled epochs; the supervised steps have an order of their own."""
         name, number = ("warmup", self.step + self.config.warmup) if self.step < 0 else ("train", self.step)
         size = min(self.config.questions, len(items))
+        if size < parallel.size():
+            raise ValueError(f"{size} questions a step are fewer than the {parallel.size()} processes")
         return [items[i] for i in batch_of(number, len(items), size, seed_of(self.config.seed, name))]
 
     def record(self, **metrics):

@@ -76,7 +76,7 @@ WRONG = {  # flags of a run -> what is said
     "--embedder {tmp}/nowhere": "no model at '{tmp}/nowhere'",
     "--prompt chat": "has no chat template: use --prompt fewshot",
     "--model toy --dataset toy --prompt chat": "the toy model has no chat template",
-    "--dataset toy": "the toy model and the toy questions go together",
+    "--dataset toy": "--dataset toy needs the toy model",
     "--dataset {tmp}/empty.jsonl": "empty.jsonl holds no questions",
     "--dataset {tmp}/blank.jsonl": "blank.jsonl holds no questions",
     "--dataset {tmp}/array.jsonl": "array.jsonl, line 1: not JSON",

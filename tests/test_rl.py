@@ -315,7 +315,7 @@ def test_learning_rate_and_precision(load, monkeypatch):
         assert rl.amp_dtype(name, cpu) is rl.amp_dtype(name, gpu) is dtype
     assert rl.amp_dtype("auto", cpu) is None
     for has, name in [(True, "bf16"), (False, "fp16")]:
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
         assert rl.amp_dtype("auto", gpu) is half[name]
 
 

@@ -118,7 +118,7 @@ def test_a_block_is_whole_only_while_it_is_used(learned, tmp_path):
 def test_too_few_questions_for_the_processes(monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "9"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="--questions is 4, too few a step for 9 processes"):
+    with pytest.raises(ValueError, match="--questions is 4, fewer than the 9 processes"):
         check(Config("m", questions=4))
 
 
