@@ -132,13 +132,17 @@ def train(config, run, model, prompt):
     def on_step(record):
         log.append(record)
         run.append("metrics.jsonl", record)
-        if first() and len(log) % 20 == 0:
-            for sentence in set(build.troubles(log)) - said:
-                said.add(sentence)
-                tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
+        if len(log) % 20 == 0:
+            warn()
+
+    def warn():
+        for sentence in set(build.troubles(log)) - said if first() else ():
+            said.add(sentence)
+            tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, config, reward))
+    warn()
     _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)

@@ -5,16 +5,16 @@
     L   = -1/M sum_i sum_t min(ratio A_i, clip(ratio, 1 - eps, 1 + eps) A_i)      PPO's clipped objective
     ratio = π(token) / π_old(token)
 
-c_i is the stated confidence of rollout i, p the target of its question, and M the number of rollouts of a step, so that
-cutting a step into micro-batches changes nothing. There is one update per batch of rollouts: the ratio is 1 in value,
-the clip never acts, and L has the gradient of REINFORCE.
+c_i is the stated confidence of rollout i, p the target of its question, M the number of rollouts of a step, however it
+is split. There is one update per batch of rollouts: the ratio is 1 in value, the clip never acts, L has the gradient of
+REINFORCE.
 
-GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation, averages over the tokens
-of each rollout, and adds a k3 estimate of the divergence; here the advantage has the scale of the reward, tokens are
-summed, and the divergence is k2, whose gradient is the right one. "zscore" is its advantage alone.
+GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over
+the tokens of each rollout, and adds a k3 estimate of the divergence. Here the advantage has the scale of the reward,
+tokens are summed, and the divergence is k2 (see kl_to_reference).
 
 Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
-Left out: a value network (the group is the baseline) and a reward on the answer: the answer is frozen text.
+Left out: a value network, as the group is the baseline, and a reward on the answer, which is frozen text.
 
 From infra: parallel (a process's share of the questions, sums over processes); loop (resuming, micro-batches, the log).
 """
@@ -84,11 +84,9 @@ def policy_loss(logp, old_logp, advantages, mask, clip=0.2, normaliser=None):
     advantage = advantages.to(ratio.dtype)[:, None]
     # the minimum for both signs of the advantage: the pessimistic side of the trust region
     objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    loss = -(objective * mask).sum() / (normaliser or len(logp))
-    tokens = mask.sum().clamp_min(1)
-    outside = ((ratio - 1).abs() > clip) * mask
+    outside, tokens = ((ratio - 1).abs() > clip) * mask, mask.sum().clamp_min(1)
     stats = {"clip_fraction": float(outside.sum() / tokens), "approx_kl": float(-log_ratio.detach().sum() / tokens)}
-    return loss, stats
+    return -(objective * mask).sum() / (normaliser or len(logp)), stats
 
 
 def kl_to_reference(logp, ref_logp, mask):
@@ -112,7 +110,7 @@ class Asked:
     frozen: Read | None  # what the base model has read of them, all but that turn; None: the adapter reads everything
 
     def read(self, lm, rows):
-        """Read some of them, as far as they are not frozen, with the adapter as it is now and gradients. -> Read"""
+        """Read what is not frozen of some prompts, with the adapter as it is and gradients if they are on. -> Read"""
         prompts = [self.prompts[q] for q in rows]
         return read(lm, prompts) if self.frozen is None else read_on(lm, self.frozen, rows, prompts)
 
@@ -209,7 +207,7 @@ class Optimizer:
         self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
         # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
-        self.max_grad_norm, self.skipped = config.max_grad_norm, 0  # skipped: steps in a row
+        self.max_grad_norm, self.skipped = config.max_grad_norm, 0  # steps in a row
 
     def autocast(self):
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
@@ -238,12 +236,15 @@ def amp_dtype(amp, device):
     if amp == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "off" if device.type == "cpu" else "bf16" if fast else "fp16"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return {"auto": None, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def scorer(lm, tokens, config):
-    """What scores completions of at most so many tokens; with --recompute it keeps no activations."""
-    score = lm.engine(tokens).completion_logprobs
+    """What reads and scores completions of up to so many tokens; with --recompute it keeps no activations."""
+
+    def score(asked, rows, completions, temperature):
+        return lm.engine(tokens).completion_logprobs(lm, asked.read(lm, rows), completions, temperature)
+
     return functools.partial(checkpoint, score, use_reentrant=False) if config.recompute == "on" else score
 
 
@@ -276,20 +277,19 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
         advantages = group_advantages(rewards, config.advantage)  # (Q, G)
         # log-probabilities, loss, gradient, step
-        score = scorer(lm, max(len(x) for group in batch.tokens for x in group), config)
-        sums = {"loss": 0.0, "kl": 0.0}
+        score, sums = scorer(lm, max(map(len, sum(batch.tokens, []))), config), {"loss": 0.0, "kl": 0.0}
         for part in micro_batches(batch.tokens, lm.chunk, config.micro_batch):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
             said = [[batch.tokens[q][g] for g in some] for q, some in part]
             with optimizer.autocast():
-                logp, mask = score(lm, asked.read(lm, rows), said, temperature)  # (B, T)
+                logp, mask = score(asked, rows, said, temperature)  # (B, T)
             actions = [batch.actions[q][g] for q, g in places]
             actions = torch.tensor([a + [0] * (mask.shape[1] - len(a)) for a in actions], device=lm.device)  # (B, T)
             advantage = torch.tensor([advantages[place] for place in places], device=lm.device)  # (B,)
             loss, _ = policy_loss(logp, logp.detach(), advantage, actions, normaliser=total)
             if config.kl:
                 with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                    reference, _ = score(lm, asked.read(lm, rows), said, temperature)
+                    reference, _ = score(asked, rows, said, temperature)
                 divergence = kl_to_reference(logp, reference, actions) / total
                 loss = loss + config.kl * divergence
                 sums["kl"] += divergence.item()

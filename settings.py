@@ -30,14 +30,12 @@ class Config:
     prompt: str = flag("auto", "auto: the tokenizer's chat template if it has one", "sample",
                        choices=("auto", "chat", "fewshot"))  # fmt: skip
     platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample", POSITIVE)
-    train_questions: int = flag(1000, "labelled questions for Platt scaling and training [paper: 18000]", "sample",
-                                POSITIVE)  # fmt: skip
+    train_questions: int = flag(1000, "labelled questions to train on [paper: 18000]", "sample", POSITIVE)
     test_questions: int = flag(500, "held-out questions of the same families [paper: 2000]", "sample", POSITIVE)
     ood_questions: int = flag(300, "questions of each unseen set", "sample", POSITIVE)
     samples: int = flag(10, "answers sampled per question, n >= 2", "sample", POSITIVE)
     temperature: float = flag(1.0, "temperature of the sampled answers", "sample", POSITIVE)
-    answer_temperature: float = flag(0.0, "temperature of the one answer that counts; 0 is greedy [paper: 0.1]",
-                                     "sample", NOT_NEGATIVE)  # fmt: skip
+    answer_temperature: float = flag(0.0, "temperature of the answer, 0: greedy [paper: 0.1]", "sample", NOT_NEGATIVE)
     answer_tokens: int = flag(16, "longest answer, in tokens", "sample", POSITIVE)
     seed: int = flag(1, "random seed of all stages", "sample", NOT_NEGATIVE)
     sample_batch: int = flag(24, "questions sampled at once", None, POSITIVE)
@@ -54,10 +52,8 @@ class Config:
     steps: int = flag(200, "steps of reinforcement learning [paper: 1000]", "train", NOT_NEGATIVE)
     questions: int = flag(16, "questions per step [paper: 32]", "train", POSITIVE)
     rollouts: int = flag(16, "rollouts per question", "train", POSITIVE)
-    rollout_temperature: float = flag(1.0, "temperature of the rollouts and of their log-probabilities [paper: 1.5]",
-                                      "train", POSITIVE)  # fmt: skip
-    reasoning: int = flag(0, "tokens that the model may think before the number [paper: one or two sentences]", "train",
-                          NOT_NEGATIVE)  # fmt: skip
+    rollout_temperature: float = flag(1.0, "temperature of the rollouts [paper: 1.5]", "train", POSITIVE)
+    reasoning: int = flag(0, "tokens to think in before the number [paper: 1-2 sentences]", "train", NOT_NEGATIVE)
     reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
                        "answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
@@ -70,17 +66,14 @@ class Config:
                           "group's standard deviation [paper]", "train", choices=("loo", "zscore"))  # fmt: skip
     lr: float = flag(2e-4, "learning rate of AdamW", "train", POSITIVE)
     rank: int = flag(16, "rank of the LoRA", "train", POSITIVE)
-    kl: float = flag(0.03, "weight of the divergence from the base model, per nat; 0 may collapse", "train",
-                     NOT_NEGATIVE)  # fmt: skip
+    kl: float = flag(0.03, "weight of the divergence from the base model; 0 may collapse", "train", NOT_NEGATIVE)
     max_grad_norm: float = flag(1.0, "largest norm of the gradient; a longer one is scaled down", "train", POSITIVE)
-    adapter: str = flag("turn", "where the LoRA is active; turn: from the confidence turn on, so that question and "
-                        "answer are read once for all rollouts; everywhere: on the question and the answer too, at "
-                        "more than twice the cost, and can be merged", "train",
-                        choices=("turn", "everywhere"))  # fmt: skip
+    adapter: str = flag("turn", "where the LoRA is on; turn: from the confidence turn on, so that question and answer "
+                        "are read once for all rollouts; everywhere: on these too, at over twice the cost, and can be "
+                        "merged", "train", choices=("turn", "everywhere"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train", NOT_NEGATIVE)
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
-    micro_batch: int = flag(0, "questions in one backward pass, same result; 0: as many as their logits allow", None,
-                            NOT_NEGATIVE)  # fmt: skip
+    micro_batch: int = flag(0, "questions in one backward pass, 0: as many as fit; same result", None, NOT_NEGATIVE)
     recompute: str = flag("off", "recompute activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
 
@@ -150,10 +143,9 @@ def check(config):
             config.gradient == "exact" and config.reasoning,
         "--warmup has no reasoning to imitate: use it without --reasoning": config.warmup and config.reasoning,
         "the toy model has no chat template: use --prompt fewshot": toy and config.prompt == "chat",
-        "the toy model answers the toy questions alone: give --model for other questions":
-            toy and config.dataset != "toy",
+        "the toy model answers the toy questions alone: --dataset and --ood need --model":
+            toy and (config.dataset != "toy" or config.ood),
         "--dataset toy needs the toy model: leave --model out": config.dataset == "toy" and not toy,
-        "the toy world has unseen families of its own: --ood needs another --model": toy and config.ood,
     }  # fmt: skip
     for sentence, applies in refused.items():
         if applies:

@@ -36,7 +36,7 @@ def written(lm, ids, text):
 def log_policy(lm, asked, rows, said, config):
     """log π(c) of some of the questions and each percentage of `said`. -> (R, C), with gradient"""
     score = scorer(lm, max(map(len, said.values())), config)
-    logp, _ = score(lm, asked.read(lm, rows), [list(said.values()) for _ in rows], config.rollout_temperature)
+    logp, _ = score(asked, rows, [list(said.values()) for _ in rows], config.rollout_temperature)
     return logp.sum(-1).view(-1, len(said))
 
 
@@ -89,7 +89,7 @@ def supervised_step(lm, asked, chosen, optimizer, config):
     mine = parallel.share(texts)
     with optimizer.autocast():
         score = scorer(lm, max(map(len, texts)), config)
-        logp, mask = score(lm, asked.read(lm, list(range(len(mine)))), [[text] for text in mine])
+        logp, mask = score(asked, list(range(len(mine))), [[text] for text in mine], 1.0)
     loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
     return {**parallel.totals(supervised_loss=loss.item()), "grad_norm": optimizer.step()}

@@ -1,4 +1,4 @@
-"""KV caches that are forked, and caches with room: a step of sampling then copies one token of each row, not all."""
+"""Rows of a KV cache copied, and caches with room for more columns: a sampling step then writes one token per row."""
 
 import torch
 from transformers import DynamicCache
@@ -45,14 +45,14 @@ def fork(cache, rows, shift=None, room=0):
 
 
 def moved(x, columns, shift):
-    """The first columns of each row so far to the right, over what follows them. (R, heads, C, d), int, (R, 1) -> x"""
+    """Shift the first columns of each row right, over the padding that follows. (R, heads, C, d), int, (R, 1) -> x"""
     column = torch.arange(x.shape[2], device=x.device)
     column = torch.where(column < columns + shift, (column - shift).clamp_min(0), column)  # (R, C)
     return x[torch.arange(len(x), device=x.device)[:, None], :, column].transpose(1, 2)
 
 
 def keep(cache, going):
-    """Only the rows `going`, in place: the last of them take the places that become free. -> their new order"""
+    """Drop all rows but `going`, in place: the last of them fill the gaps. -> their new order"""
     free, last = sorted(set(range(len(going))) - set(going)), [row for row in going if row >= len(going)]
     order = list(range(len(going)))
     for place, row in zip(free, last, strict=True):

@@ -1,4 +1,4 @@
-"""The courtesies of the command line: flags and their help, what a call will do, errors in one sentence."""
+"""The command line: flags and their help, what a call will do, errors in one sentence."""
 
 import argparse
 import functools
@@ -17,12 +17,13 @@ from settings import TOY, Config, check, option, usual
 
 USES = ("ask", "predict", "merge")
 GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt scaling", "train": "training",
-          "eval": "evaluation", None: "anywhere, without changing a result"}  # fmt: skip
+          "eval": "evaluation", None: "how it runs and what it returns; the trained model is the same"}  # fmt: skip
 
 
 def parse(argv, about=None):
     """-> the command and its arguments, with what was `given` of the settings; Config"""
-    parser = argparse.ArgumentParser("calunc.py", "python calunc.py [COMMAND] [--FLAG VALUE ...]", about)
+    parser = argparse.ArgumentParser("calunc.py", "python calunc.py [COMMAND] [--FLAG VALUE ...]")
+    parser.description = about and about.partition("\nFrom infra:")[0]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.error = lambda message: parser.exit(2, f"error: {message}; --help shows all flags\n")
     parser.add_argument("command", nargs="?", default="eval", metavar="COMMAND", choices=(*STAGES, *USES),
@@ -113,8 +114,8 @@ def plan(args, config):
         run.tidy(stage)
     changed = run.changed(config, args.given) if todo else []
     if changed or run.stages().keys() & set(todo):
-        why = ", ".join(map(option, changed)) or "model or file, or without one"
-        print(f"{', '.join(todo)}: done again, with another {why}; this replaces what {run.folder} has of them")
+        why = f"with another {', '.join(map(option, changed))}" if changed else "because a model or a file changed"
+        print(f"{', '.join(todo)}: done again, {why}; this replaces what {run.folder} has of them")
     if not todo and not run.path("config.json").exists():
         run.write_config(config)
     return run, todo

@@ -19,7 +19,7 @@ def first():
 
 
 def write_whole(path, content):
-    """Pieces of bytes to a file that is never half there: to another name, to the disk, then renamed."""
+    """Write a file whole or not at all: under another name, to the disk, then renamed."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -99,7 +99,7 @@ class Run:
         return self.finished(stage) and self.stages()[stage]["key"] == key(stage, config)
 
     def changed(self, config, given):
-        """The settings that the run was begun with otherwise. -> names
+        """The settings that differ from those in config.json. -> names
 
         Raises ValueError for one that was not given: a forgotten flag must not cost a trained adapter, or half of one.
         """
@@ -109,12 +109,12 @@ class Run:
         forgotten = [name for name in changed if name not in given and old[name] != default[name]]
         if forgotten:
             said = " ".join(f"{option(name)} {shlex.quote(str(old[name]))}" for name in forgotten)
-            raise ValueError(f"{self.folder} was made with {said}, which this call does not say: give these flags the "
-                             "value that you want, or name another --out")  # fmt: skip
+            raise ValueError(f"{self.folder} was made with {said}, which this call does not say: give these flags "
+                             "again, or with another value, or name another --out")  # fmt: skip
         return changed
 
     def start(self, stage, config):
-        """To be called before the first stage that is done: its files and later ones must not pass for finished."""
+        """Call before the first stage to run: from here on it and later ones must not pass for finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
         earlier = STAGES[: STAGES.index(stage)]
@@ -125,12 +125,13 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, stage, config):
-        """In it the stage is done, which adds to the cost that is noted when it is finished."""
+        """Time one stage, take note of its cost, and mark it as finished."""
         from infra import parallel  # torch
 
         cost, begin = {}, time.perf_counter()
         yield cost
         cost["seconds"] = round(time.perf_counter() - begin, 2)
+        parallel.wait()  # all have read what is tidied now
         if first():
             sizes = {name: self.path(name).stat().st_size for name in FILES[stage]}
             self.write("stages.json", self.stages() | {stage: {"key": key(stage, config), **cost, "files": sizes}})
@@ -142,16 +143,18 @@ class Run:
         return self.path(f".{stage}-{key(stage, config)}.{suffix}")
 
     def tidy(self, stage):
-        """Without what an interrupted call of a stage, which is finished now, has left."""
+        """Delete the partial files of a finished stage."""
         for unfinished in self.folder.glob(f".{stage}-*") if first() else ():
             unfinished.unlink()
 
     def foreign(self):
-        """Is there something of this name that is no run, not even one that was interrupted at once?"""
+        """True if there is something of this name that is no run, not even one that was interrupted at once."""
         if not self.folder.is_dir():
             return self.folder.exists()
         names = {p.name for p in self.folder.iterdir() if p.suffix != ".tmp" and not p.name.startswith((".", "model-"))}
-        return bool(names) and not names & {"config.json", "stages.json"}
+        if "config.json" in names and b"platt_questions" in self.path("config.json").read_bytes():
+            return False  # a model has a config.json too
+        return bool(names) and "stages.json" not in names
 
 
 def key(stage, config):

@@ -50,7 +50,7 @@ class Loop:
         return [items[i] for i in batch_of(number, len(items), size, seed_of(self.config.seed, name))]
 
     def record(self, **metrics):
-        """Note the metrics of the step; write a checkpoint, unless that took a twentieth of the time since the last."""
+        """Log the metrics of the step, and write a checkpoint; at most 5% of the time goes into checkpoints."""
         self.log.append({"step": self.step, **metrics, "skipped": self.optimizer.skipped})
         self.on_step(self.log[-1])
         shown = [
@@ -73,7 +73,7 @@ class Loop:
 
     def _load(self):
         with refused(f"{self.saved} is damaged: delete it, and training begins again"):
-            state = torch.load(self.saved, weights_only=True)  # tensors and numbers, nothing that runs
+            state = torch.load(self.saved, map_location="cpu", weights_only=True)  # nothing in it is run
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             for p, value in zip(self.optimizer.params, state["weights"], strict=True):

@@ -23,7 +23,7 @@ def refused(what):
 def find(name_or_path):
     """Raises ValueError, in one sentence, unless there is a model of this name; loads no weights."""
     path, hub_id = Path(name_or_path), re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name_or_path))
-    with refused(f"no model at {str(name_or_path)!r}, neither a model folder nor a hub id in reach"):
+    with refused(f"no model at {str(name_or_path)!r}, neither a model folder nor found on the hub"):
         # "Qwen/Qwen2.5-7B" is a hub id, also where there is a folder of the name Qwen
         if not path.is_dir() and (path.exists() or not hub_id):
             raise ValueError("no such folder")

@@ -107,8 +107,8 @@ def trained_run(folder, settings):
                          f"{folder}`, with the flags of the run, writes")  # fmt: skip
     own = run.config()
     if not run.finished("train") or not run.stages()["train"]["key"].startswith(model_key("train", own)):
-        raise ValueError(f"{folder} holds no adapter for its settings and the model {own.model} that is there now: "
-                         f"train it with `{again(own, run)}`")  # fmt: skip
+        raise ValueError(f"{folder} holds no adapter for its settings and the model {own.model}, as it is found from "
+                         f"here: train it with `{again(own, run)}`")  # fmt: skip
     free = [f.name for f in fields(own) if not f.metadata["stage"]]
     for name, value in settings.items():
         if name not in free and value != getattr(own, name, None):

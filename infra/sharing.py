@@ -1,4 +1,4 @@
-"""The second engine: `sample` and `completion_logprobs` of lm.py, with what completions begin with alike computed once.
+"""The second engine: `sample` and `completion_logprobs` of lm.py, computing what completions have in common once.
 
 The completions of a prompt are written side by side into the *same* row, as a tree whose branches the attention mask
 hides from one another:
@@ -57,7 +57,7 @@ class Rows:
         ).logits  # fmt: skip
 
     def _masks(self, visible, position):
-        """As the model's attention has them; of each kind of layer, where some see the last tokens alone."""
+        """In the model's format; one for each type of layer, if some have a sliding window."""
         model, config = self.lm.model, self.lm.model.config.get_text_config()
 
         def mask(visible):

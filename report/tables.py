@@ -22,7 +22,7 @@ FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expecte
 FEW_COLUMNS = ("ece", "brier", "auroc", "auroc_within")
 LEGEND = (
     "Brackets: 95% bootstrap intervals. ECE: mean gap between confidence and accuracy, in ten bins of equal width or "
-    "mass; it is biased upwards, in resamples twice. Brier: mean squared error, about reliability (lower is better) - "
+    "mass; biased upwards, and more so in resamples. Brier: mean squared error, about reliability (lower is better) - "
     "resolution (higher is better) + accuracy (1 - accuracy). NLL: log loss. AUROC: probability that a right answer "
     "has a higher confidence than a wrong one. Within: inside families. AURC: error rate at each coverage, averaged."
 )

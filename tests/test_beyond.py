@@ -2,18 +2,14 @@
 
 import itertools
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from helpers import ASKED, Config, plain_logp, roll, shared
+from helpers import Config
 
-import rl
-from beyond import exact, rewards
+from beyond import rewards
 from beyond.baselines import chosen, cluster_entropy, family_prior, free
 from beyond.rewards import brier_reward, log_reward
-from lora import add_lora
 from rl import Item, calibration_reward
 
 
@@ -99,31 +95,3 @@ def test_the_choice_of_baselines():
     for wrong, hint in (("stated,p-tru", "'p-tru'; choose from"), ("xyz", "choose from stated, zero-shot, p-true")):
         with pytest.raises(ValueError, match=hint):
             chosen(wrong)
-
-
-@pytest.mark.parametrize("engine", [lambda lm: lm, shared], ids=["plain", "shared"])
-def test_what_is_sampled_follows_the_policy(world, engine):
-    lm, prompt = world()
-    asked, batch = roll(engine(lm), prompt, ASKED[:1], 2000, 1.5, [3])
-    said, count = exact.percentages(lm), Counter(batch.confidence[0])
-    chance = exact.log_policy(engine(lm), asked, [0], said, Config(rollout_temperature=1.5))[0].exp().tolist()
-    for c, p in zip(said, chance, strict=True):
-        assert abs(count[c / 100] - 2000 * p) < 5 * (2000 * p * (1 - p)) ** 0.5 + 1
-    assert count[None] > 100  # what is no percentage
-
-
-def test_warm_up_raises_the_target(world):
-    told = [("banner of Zorva", "red", 0.73), ("banner of Zorva", "blue", 0.08), ("river of Kelo", "blue", 1.0)]
-    (lm, prompt), texts, log = world(), [" 75%", " 10%", " 100%"], []  # the nearest multiples of five
-
-    @torch.no_grad()
-    def logps():
-        asked = [(*prompt.confidence(q, a), lm.encode(t)) for (q, a, _), t in zip(told, texts, strict=True)]
-        return torch.stack([plain_logp(lm, c, turn + n, 1.0)[len(turn) :].sum() for c, turn, n in asked])
-
-    before, config = logps(), Config(steps=0, warmup=40, questions=8, lr=3e-2, amp="off")
-    add_lora(lm, rank=4, alpha=8)
-    rl.train(lm, prompt, [Item(*x, 1) for x in told], config, None, log.append, None, exact.instead(lm, config, None))
-    assert (before < math.log(0.1)).all() and (logps() > math.log(0.5)).all()
-    assert log[0]["supervised_loss"] == pytest.approx(-before.mean().item(), abs=1e-4)  # a token each
-    assert [r["step"] for r in log] == list(range(-40, 0)) and {"grad_norm", "skipped"} < log[0].keys()

@@ -303,7 +303,7 @@ def test_another_model_of_the_same_name_redoes_everything(call, gpt2, tmp_path, 
     code, said = asked(capsys, run)
     assert code == 2 and f"{run} holds no adapter for its settings and the model {model}" in said
     assert call(run, model=model, command="train") == 0
-    assert "sample, calibrate, train: done again, with another model or file" in capsys.readouterr().out
+    assert "sample, calibrate, train: done again, because a model or a file changed" in capsys.readouterr().out
     assert [s["samples"] for s in rows(run / "samples.jsonl")] != before and asked(capsys, run)[0] == 0
     model.rename(tmp_path / "moved")
     assert f"the model {model}" in asked(capsys, run)[1]
@@ -318,7 +318,7 @@ def test_a_forgotten_flag_costs_no_adapter(copy, call, capsys):
         assert calunc.main([*argv, "--out", str(copy)]) == 2
         said = one_sentence(capsys.readouterr())
         assert said.startswith(f"{copy} was made with --") and all(flag in said for flag in forgotten)
-        assert said.endswith("give these flags the value that you want, or name another --out")
+        assert said.endswith("give these flags again, or with another value, or name another --out")
     assert stamps(copy) == before and call(copy, "--steps", "4", command="train") == 0
 
 

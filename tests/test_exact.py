@@ -234,3 +234,14 @@ def test_warm_up_raises_the_target(world):
     assert all(set(record) == {"step", "supervised_loss", "grad_norm", "skipped"} for record in log)
     assert log[0]["supervised_loss"] == pytest.approx(-before.mean().item(), abs=1e-4) and log[0]["supervised_loss"] > 2
     assert log[-1]["supervised_loss"] < 0.5
+
+
+def test_everything_is_read_in_mixed_precision(world):
+    """The questions, the turn, rollouts, scores and the reference, in supervised steps and in others."""
+    lm, prompt = world()
+    add_lora(lm, 2)
+    seen, config = [], Config(amp="fp16", warmup=1, steps=1, questions=2, rollouts=2, kl=0.1)
+    items = [rl.Item(q, a, 0.5, 1) for q, a in ASKED[:2]]
+    lm.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    rl.train(lm, prompt, items, config, lambda c, x: c or 0.0, lambda record: None, instead=exact.instead(lm, config, None))
+    assert len(seen) > 5 and all(seen)

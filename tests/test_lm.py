@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import Config, randomise
+from helpers import Config, randomise, shared
 from scipy import stats
 from tokenizers import pre_tokenizers
 
@@ -94,9 +94,9 @@ def test_chunks_and_recomputation_change_nothing(load, monkeypatch, engine, limi
     parameter = lm.model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
 
     def run(recompute):
-        scored, saved = rl.scorer(SimpleNamespace(engine=lambda tokens: engine), 7, Config(recompute=recompute)), []
+        scored, saved = rl.scorer(shared(lm) if engine is sharing else lm, 7, Config(recompute=recompute)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
-            logp, _ = scored(lm, PROMPTS, COMPLETIONS)
+            logp, _ = scored(rl.Asked(PROMPTS, None), range(len(PROMPTS)), COMPLETIONS, 1.0)
         weight = torch.randn(logp.shape, generator=torch.Generator().manual_seed(0))
         return logp.detach(), *torch.autograd.grad((logp * weight).sum(), parameter), sum(saved)
 
