@@ -278,7 +278,8 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         advantages = group_advantages(rewards, config.advantage)  # (Q, G)
         # log-probabilities, loss, gradient, step
         score, sums = scorer(lm, max(map(len, sum(batch.tokens, []))), config), {"loss": 0.0, "kl": 0.0}
-        for part in micro_batches(batch.tokens, lm.chunk, config.micro_batch):
+        few = 4 * (asked.frozen is None)  # prompts that are read with gradients hold activations too
+        for part in micro_batches(batch.tokens, lm.chunk, config.micro_batch or few):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
             said = [[batch.tokens[q][g] for g in some] for q, some in part]
             with optimizer.autocast():

@@ -98,8 +98,8 @@ def supervised_step(lm, asked, chosen, optimizer, config):
 def update(lm, asked, rewards, said, config, optimizer):
     """One optimiser step on the expected reward. rewards (Q, C) of this process -> stats, log π (Q, C)"""
     size, found, sums = parallel.totals(size=len(rewards))["size"], [], {"loss": 0.0, "kl": 0.0}
-    tokens = sum(map(len, said.values())) // 2  # of a tree of digits, at most
-    at_once = config.micro_batch or max(1, lm.chunk // tokens)
+    tree = lm.engine(max(map(len, said.values()))) is lm.sharing  # of digits: at most half of the tokens
+    at_once = config.micro_batch or max(1, lm.chunk * (1 + tree) // sum(map(len, said.values())))
     for start in range(0, len(rewards), at_once):
         rows = list(range(len(rewards)))[start : start + at_once]
         with optimizer.autocast():

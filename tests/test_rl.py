@@ -231,7 +231,7 @@ def close(got, want, share):
     ("llama", "plain", 4, BOTH | dict(micro_batch=2)), ("gpt2", "shared", 4, BOTH | dict(micro_batch=2)),
     ("gpt2", "plain", None, BOTH), ("gpt2", "shared", None, BOTH), ("llama", "plain", 1, BOTH | dict(recompute="on")),
     ("gpt2", "shared", 4, BOTH | dict(recompute="on", micro_batch=2)),
-    ("gpt2", "plain", 1, BOTH | dict(adapter="everywhere")), ("llama", "shared", 1, dict(adapter="everywhere")),
+    ("gpt2", "plain", 2, BOTH | dict(adapter="everywhere")), ("llama", "shared", 2, dict(adapter="everywhere")),
     ("llama", "shared", 1, dict(advantage="zscore", rollout_temperature=0.7, max_grad_norm=0.05)),
 ], ids=str)  # fmt: skip
 def test_training_equals_a_plain_loop(load, monkeypatch, family, engine, passes, change):
