@@ -132,7 +132,7 @@ def test_a_folder_does_not_hide_a_model_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, **_: asked.append(name))
     (tmp_path / "Qwen").mkdir()
     models.find("Qwen/Qwen2.5-7B")
-    with pytest.raises(ValueError, match="neither a model folder nor a hub id"):
+    with pytest.raises(ValueError, match="neither a model folder nor found on the hub"):
         models.find("Qwen/a/b")
     assert asked == ["Qwen/Qwen2.5-7B"]
 
