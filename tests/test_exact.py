@@ -243,5 +243,6 @@ def test_everything_is_read_in_mixed_precision(world):
     seen, config = [], Config(amp="fp16", warmup=1, steps=1, questions=2, rollouts=2, kl=0.1)
     items = [rl.Item(q, a, 0.5, 1) for q, a in ASKED[:2]]
     lm.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    rl.train(lm, prompt, items, config, lambda c, x: c or 0.0, lambda record: None, instead=exact.instead(lm, config, None))
+    instead = exact.instead(lm, config, None)
+    rl.train(lm, prompt, items, config, lambda c, x: c or 0.0, lambda record: None, instead=instead)
     assert len(seen) > 5 and all(seen)
