@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -34,7 +34,7 @@ import platt
 import rl
 import toy
 import use
-from beyond import baselines, compare, exact, rewards
+from beyond import baselines, compare, exact, graders, rewards
 from infra import parallel, setup
 from infra.files import first
 from report import build, tables
@@ -45,32 +45,29 @@ from use import Answer, CalibratedLM  # noqa: F401, part of what this module off
 
 def sample(config, run, model, prompt, questions):
     """One answer and n samples for each question -> samples.jsonl"""
-    stop, engine = lm.stop_ids(model, "\n"), model.engine(config.answer_tokens)
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
-    prompts = {(part, q.id): prompt.answer(q.question) for part, q in questions}
-    batches = use.batches(questions, lambda item: len(prompts[item[0], item[1].id]), config.sample_batch)
+    batches = use.batches(questions, lambda item: len(item[1].question), config.sample_batch)
     # a batch is kept as a whole or made again: in another one, rounding would differ
     names = [lm.seed_of(*(f"{part} {q.id}" for part, q in batch)) for batch in batches]
     files = {run.unfinished("sample", config, f"{name}.json"): b for name, b in zip(names, batches, strict=True)}
     for file in tqdm(parallel.missing(files), desc="sampling answers", unit="batch"):
         batch, found = files[file], []
         seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
-        ids = [prompts[part, q.id] for part, q in batch]
-        drawn, logp = engine.sample(model, ids, temperatures, config.answer_tokens, stop, seeds, logprobs=True)
-        for (part, q), completions, (answer_logprob, *_) in zip(batch, drawn, logp, strict=True):
-            if not math.isfinite(answer_logprob):
+        replies = use.answers(model, prompt, [q.question for _, q in batch], temperatures, seeds, config)
+        for (part, q), (answer, *samples) in zip(batch, replies, strict=True):
+            if not math.isfinite(answer.logprob):
                 raise ValueError(f"{config.model} gives no finite probability to its own answer: are its weights NaN?")
-            texts = [data.clean_answer(model.decode(c)) for c in completions]
             found.append({
-                "part": part, **asdict(q), "answer": texts[0], "samples": texts[1:],
-                "answer_logprob": answer_logprob, "answer_tokens": len(completions[0]),
-                "sample_tokens": sum(map(len, completions[1:])),
+                "part": part, **asdict(q), "answer": answer.text, "samples": [s.text for s in samples],
+                "thought": answer.thought, "answer_logprob": answer.logprob, "answer_tokens": answer.tokens,
+                "reply_tokens": answer.tokens + answer.thought_tokens,
+                "sample_tokens": sum(s.tokens + s.thought_tokens for s in samples),
             })  # fmt: skip
         parallel.keep(file, found)
     parallel.wait()
     rows = {(row["part"], row["id"]): row for file in files for row in run.read(file.name)}
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
-    return sum(row["answer_tokens"] + row["sample_tokens"] for row in rows.values())
+    return sum(row["reply_tokens"] + row["sample_tokens"] for row in rows.values())
 
 
 # ---- calibrate --------------------------------------------------------------------------------------------------
@@ -81,7 +78,7 @@ def calibrate(config, run, model):
     if not first() and not parallel.replicas:
         return 0
     embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
-    found = []
+    found, correct = [], graders.graded(config, run, rows, model)  # (N,) of 0 and 1
     for start in tqdm(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
@@ -92,7 +89,7 @@ def calibrate(config, run, model):
             found.append({
                 "part": row["part"], "id": row["id"], "family": row["family"], "entropy": h,
                 "similarity": float(k[0, 1:].mean()),  # of the answer to the samples
-                "correct": data.grade(row["answer"], row["answers"], config.grader),
+                "correct": correct[len(found)], "exact": data.grade(row["answer"], row["answers"]),
                 "truth": row["truth"] and row["truth"].get(row["answer"], 0.0),
                 **baselines.free(row, k[1:, 1:]),
             })  # fmt: skip
@@ -124,7 +121,8 @@ def calibrate(config, run, model):
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
-    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"]) for s, t in pairs if s["part"] == "train"]
+    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"] * (config.shown == "thought"))
+             for s, t in pairs if s["part"] == "train"]  # fmt: skip
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
     log, said = [], set()
     run.write("metrics.jsonl", log)  # also where there are no steps
@@ -141,9 +139,12 @@ def train(config, run, model, prompt):
             tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
 
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
-    rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, config, reward))
+    rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
     warn()
-    _, turn = prompt.confidence("", "", reason=config.reasoning > 0)  # the same for every question
+    if log and first():
+        each = log[-1].get("tokens", 0) / (config.rollouts * min(config.questions, len(items)))
+        print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
+    _, turn = prompt.confidence("", "")  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
     return sum(record.get("tokens", 0) for record in log)
@@ -158,18 +159,21 @@ def evaluate(config, run, model, prompt):
     labelled = [t for s, t in pairs if s["part"] in ("platt", "train")]
     held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
     lora.load_adapter(model, run.path("adapter"))
-    ways = ["untrained", "trained"] + ["expected"] * (config.reasoning == 0)  # its sum is over numbers alone
-    stated = compare.state(config, model, prompt, held_out, ways)
-    columns = {way: confidence for way, (confidence, _, _) in stated.items()}
+    stated = compare.state(config, model, prompt, held_out, ["untrained", "trained", "expected"])
+    if config.reflection:
+        stated |= compare.state(config, model, replace(prompt, reflection=0), held_out, ["alone"])
+    columns = {way: confidence for way, (confidence, *_) in stated.items()}
     columns |= compare.free(labelled, held_out)
     for name in baselines.chosen(config.baselines):
         columns |= compare.read_again(name, config, model, prompt, pairs, stated)
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]
+    for way in ("untrained", "trained") if config.reflection else ():
+        rows = [r | {f"reflection, {way}": text} for r, text in zip(rows, stated[way][3], strict=True)]
     run.write("predictions.jsonl", rows)
 
     samples = [s for s, _ in held_out]
     cost = build.teacher_cost(samples, run.stages()["sample"]["seconds"] / len(pairs))  # all per question
-    for way, (_, tokens, seconds) in stated.items():
+    for way, (_, tokens, seconds, _) in stated.items():
         cost[way] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
     error = None
@@ -177,7 +181,7 @@ def evaluate(config, run, model, prompt):
         with lora.adapter(model, False):
             error = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     build.write(run, config, rows, samples, fit, run.read("metrics.jsonl"), cost, language_model_error=error)
-    return sum(int(round(tokens * len(held_out))) for _, tokens, _ in stated.values())
+    return sum(int(round(tokens * len(held_out))) for _, tokens, *_ in stated.values())
 
 
 # ---- all of it --------------------------------------------------------------------------------------------------
@@ -186,6 +190,10 @@ def evaluate(config, run, model, prompt):
 @cli.in_one_sentence
 def main(argv):
     args, config = cli.parse(argv, __doc__)
+    if args.recipe or args.print_settings:
+        cli.show_settings(config)
+    if args.print_settings:
+        return
     if args.command in cli.USES:
         return getattr(use, args.command)(args)
     with parallel.joined(config.device):
@@ -194,12 +202,15 @@ def main(argv):
             parallel.wait()  # until all have seen what is done
             # whatever cannot be used is found before anything is written
             baselines.chosen(config.baselines)
-            if config.embedder != "self":
-                lm.find(config.embedder)
+            if config.labels:
+                graders.read_labels(config.labels)
+            for name in (config.embedder if config.embedder != "self" else "", config.judge):
+                if name:
+                    lm.find(name)
             questions = setup.load_questions(config) if "sample" in todo else []
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, questions)
-            exact.instead(model, config, rewards.chosen(config))  # can it write percentages?
+            exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:

@@ -4,20 +4,22 @@ A question set is a list of `Question`. It comes from the toy world, from the bu
 `question` and `answers`, or from the Hugging Face hub through a descriptor of a few lines. `Prompt` turns a question
 into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
 
-From infra: files (read_questions; nearest, for names that are not there).
+From infra: files (read_questions; nearest, for names that are not there), hub,
+text.stop_ids.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from infra.files import nearest, read_questions
+from infra.hub import HUB, pairs
+from infra.text import stop_ids
 
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
@@ -40,37 +42,10 @@ class Question:
 # ---- where questions come from ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HubSet:
-    """How to read one data set of the hub: its path, its splits, and a row -> (question, answers) function."""
-
-    path: str
-    config: str | None
-    held_out: str  # the split for --ood; --dataset takes "train"
-    read: Callable[[dict], tuple[str, list[str]]]
-
-
-HUB = {
-    "trivia_qa": HubSet("mandarjoshi/trivia_qa", "rc.nocontext", "validation",
-                        lambda row: (row["question"], [row["answer"]["value"], *row["answer"]["aliases"]])),
-    "nq_open": HubSet("google-research-datasets/nq_open", None, "validation",
-                      lambda row: (row["question"], row["answer"])),
-    "web_questions": HubSet("stanfordnlp/web_questions", None, "test", lambda row: (row["question"], row["answers"])),
-    "gsm8k": HubSet("openai/gsm8k", "main", "test",
-                    lambda row: (row["question"], [row["answer"].rsplit("####", 1)[-1].strip()])),
-    "sciq": HubSet("allenai/sciq", None, "test", lambda row: (row["question"], [row["correct_answer"]])),
-}  # fmt: skip
-
-
 def from_hub(name, held_out=False, rows=None):
-    """A data set of the hub by its short name -> questions. `rows` replaces the download (tests, local copies)."""
-    entry = HUB[name]
-    if rows is None:
-        import datasets  # a second of import time that only this path pays
-
-        rows = datasets.load_dataset(entry.path, entry.config, split=entry.held_out if held_out else "train")
-    pairs = [entry.read(row) for row in rows]
-    return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in enumerate(pairs)]
+    """A data set of infra.hub by its short name -> questions."""
+    found = enumerate(pairs(name, held_out, rows))
+    return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in found]
 
 
 def from_jsonl(path):
@@ -147,71 +122,142 @@ def split(questions, sizes, seed):
     return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
+# ---- what is stated ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A form in which a confidence is stated: a label, then a number. ask: what a chat model is asked."""
+
+    label: str
+    ask: str
+    number: str  # a pattern, with all that belongs to the number
+    sure: float  # the number for a confidence of 1
+    unsure: float  # and of 0
+    stop: str = "\n"  # characters that end it
+
+    def write(self, confidence):
+        """0.73 -> "73%" or, as the probability that the answer is wrong, "0.27"."""
+        value = self.unsure + confidence * (self.sure - self.unsure)
+        return f"{value:.0f}%" if self.sure == 100 else f"{value:.2f}"
+
+    def read(self, text):
+        """-> a confidence in [0, 1]; None unless the text has the label and one number, once.
+
+        Nothing but blanks and full stops may follow the number. Only ASCII digits count.
+        """
+        _, label, after = text.partition(self.label)
+        match = re.fullmatch(rf"\s*{self.number}[\s.]*", after)
+        stated = (float(match[1]) - self.unsure) / (self.sure - self.unsure) if label and match else None
+        return stated if stated is not None and 0 <= stated <= 1 else None
+
+
+STATEMENTS = {
+    "confidence": Statement("Confidence:", "How likely is it that your answer is right? Reply with one number in "
+                            "percent, like this: Confidence: 62%", r"([0-9]{1,3}(?:\.[0-9]+)?)\s?%", 100, 0, "\n%"),
+    "uncertainty": Statement("Uncertainty:", "How likely is it that your answer is wrong? Reply with one number from "
+                             "0 to 1, like this: Uncertainty: 0.38", r"([01](?:\.[0-9]+)?)", 0, 1),
+}  # fmt: skip
+
+
+def parse_confidence(text):
+    """-> 0.73 for "Confidence: 73%"; None unless the text states one number from 0 to 100 once, with a percent sign."""
+    return STATEMENTS["confidence"].read(text)
+
+
 # ---- prompts ----------------------------------------------------------------------------------------------------
 
-# Question, answer, and a stated confidence. Some answers are wrong and are doubted, so that the format shows the
-# whole range; they come from kinds of questions that no built-in family asks.
+# Question, thought, answer, reflection, confidence. Some answers are wrong and are doubted, so that the whole range is
+# shown. No built-in family asks such questions.
 EXAMPLES = (
-    ("How many legs does a spider have?", "8", "97%"),
-    ("Who painted the Mona Lisa?", "Leonardo da Vinci", "95%"),
-    ("What is the tallest animal on land?", "Elephant", "15%"),
-    ("Which instrument has 88 keys?", "Piano", "90%"),
-    ("In which year did the Berlin Wall fall?", "1991", "40%"),
-)
+    ("How many legs does a spider have?", "Spiders are arachnids, which have four pairs of legs.", "8",
+     "All arachnids have eight legs, so I am sure.", 0.97),
+    ("Who painted the Mona Lisa?", "It is a portrait of the Italian Renaissance.", "Leonardo da Vinci",
+     "It is his most famous painting, and nobody else comes to mind.", 0.95),
+    ("What is the tallest animal on land?", "Elephants are very large.", "Elephant",
+     "An elephant is the heaviest, but a giraffe is probably taller.", 0.15),
+    ("Which instrument has 88 keys?", "A full keyboard has 52 white keys and 36 black ones.", "Piano",
+     "A modern piano has 88 keys, and an organ has fewer.", 0.90),
+    ("In which year did the Berlin Wall fall?", "It fell at the end of the Cold War.", "1991",
+     "It was around 1990, but I do not remember the exact year.", 0.40),
+)  # fmt: skip
 ASK = "Answer the question with a few words and nothing else."
-LABEL = "Confidence:"
-HOW_SURE = f"How likely is it that your answer is right? Reply with one number in percent, like this: {LABEL} 62%"
-THINK = "Think in one or two sentences whether your answer is right."
+ASK_REASONED = ("Think in one or two sentences, on a line that begins with 'Reasoning:'. Then give a short, exact "
+                "answer on a line that begins with 'Answer:'. If you do not know, guess.")  # fmt: skip
+REFLECT = "First reflect in one or two sentences, on one line, on why your answer might be right or wrong."
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
 
-    The second turn asks `ask`, in chat form alone, and begins with `label`; examples: question, answer, and what
-    follows the label. No question or answer ends a turn: names of special tokens in it are ordinary characters.
+    The first turn asks for an answer, after a thought if it is `reasoned`; the second one for a `statement`, after a
+    reflection of so many tokens. No question or answer ends a turn: names of special tokens in it are ordinary
+    characters. Pieces are encoded apart, so that no token stands across a border.
     """
 
     lm: object
     style: str
     examples: tuple = EXAMPLES
-    label: str = LABEL
-    ask: str = HOW_SURE
+    reasoned: bool = False
+    reflection: int = 0
+    statement: Statement = STATEMENTS["confidence"]
 
     def answer(self, question):
-        """The first turn: what comes next is the answer. The examples show both turns, so that the second can go on."""
-        if self.style == "chat":
-            turns = []
-            for q, a, c in self.examples:
-                turns += [(f"{ASK}\n\n{q}", a), (self.ask, f"{self.label} {c}")]
-            return self.lm.encode(self._chat([*turns, (f"{ASK}\n\n{self.lm.plain(question)}", None)]))
-        shots = "".join(f"Question: {q}\nAnswer: {a}\n{self.label} {c}\n\n" for q, a, c in self.examples)
-        return self.lm.encode(f"{shots}Question: {self._line(question)}\nAnswer:", special=True)
+        """The first turn: the answer comes next, or the thought before it."""
+        first = "Reasoning:" if self.reasoned else "Answer:" if self.style == "fewshot" else ""
+        return self._encode(self._asked(question, False) + first)
 
-    def confidence(self, question, answer, reason=False):
+    def confidence(self, question, answer, thought=""):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
 
-        The context begins with `answer(question)`, which need not be read again. The base model reads it; the adapter
-        is on from the turn on. A percentage or the reasoning comes next. The pieces are encoded apart, so that no token
-        stands across a border.
+        thought: what came before the answer, to be shown too. The base model reads the context, and the adapter is on
+        from the turn on. The number comes next, or the reflection.
         """
-        context = self.answer(question)
-        if self.style == "chat":
-            last = f"{THINK} {self.ask}" if reason else self.ask
-            # what the template puts after an answer, and around the next turn
-            closing, _, opening = self._chat([(ASK, "ANSWER"), (last, None)]).rpartition("ANSWER")[2].partition(last)
-            turn = self.lm.proceed(last + opening + ("" if reason else self.label))
-            return context + self.lm.proceed(self.lm.plain(answer) + closing), turn
-        turn = self.lm.proceed("\nReasoning:" if reason else f"\n{self.label}")
-        return context + self.lm.proceed(f" {self._line(answer)}"), turn
+        closing, opening = self._between()
+        context = self._encode(self._asked(question, True))
+        context += self.lm.proceed(self._answered(self._line(answer), self._line(thought)) + closing)
+        return context, self.lm.proceed(opening + ("Reflection:" if self.reflection else self.statement.label))
 
-    def after_reasoning(self, thought):
-        """What is forced after the reasoning, on a line of its own. The model did not choose it: the loss has none."""
-        return self.lm.proceed(("" if self.lm.decode(thought).endswith("\n") else "\n") + self.label)
+    def after(self, last, label):
+        """What is forced after a thought that ends with `last`: a label on a new line. It is no action of the model."""
+        end = self.lm.tokenizer.decode([last])
+        if self.style == "chat" and last in stop_ids(self.lm, ""):  # its reply is over: the next one begins so
+            return self.lm.proceed("".join(self._between()).removeprefix(end) + label)
+        return self.lm.proceed(("" if end.endswith("\n") else "\n") + label)
+
+    def _asked(self, question, second):
+        """All before the model's reply to a question, with the examples of one of the turns."""
+        turns, text, ask = [], "", ASK_REASONED if self.reasoned and not second else ASK
+        for asked, thought, answer, reflection, confidence in self.examples:
+            said = f"Reflection: {reflection}\n" * bool(self.reflection)
+            said += f"{self.statement.label} {self.statement.write(confidence)}"
+            answer = self._answered(answer, thought if self.reasoned and not second else "")
+            turns += [(f"{ask}\n\n{asked}", answer)] + [(self._how_sure(), said)] * second
+            text += f"Question: {asked}\n{answer}\n" + f"{said}\n" * second + "\n"
+        if self.style == "chat":
+            return self._chat([*turns, (f"{ask}\n\n{self.lm.plain(question)}", None)])
+        return f"{text}Question: {self._line(question)}\n"
+
+    def _answered(self, answer, thought):
+        label = "Answer: " if thought or self.style == "fewshot" else ""
+        return (f"Reasoning: {thought}\n" if thought else "") + label + answer
+
+    def _how_sure(self):
+        return f"{REFLECT} {self.statement.ask}" if self.reflection else self.statement.ask
+
+    def _between(self):
+        """What comes after an answer: the end of that reply in the chat template, and all before the next one."""
+        if self.style == "fewshot":
+            return "", "\n"
+        closing, _, opening = self._chat([(ASK, "ANSWER"), ("NEXT", None)]).rpartition("ANSWER")[2].partition("NEXT")
+        return closing, self._how_sure() + opening
+
+    def _encode(self, text):
+        return self.lm.encode(text, special=self.style == "fewshot")
 
     def _line(self, text):
-        """In raw text the end of a line ends a turn."""
-        return self.lm.plain(" ".join(text.splitlines()))
+        return self.lm.plain(" ".join(text.splitlines()))  # in raw text the end of a line ends a turn
 
     def _chat(self, turns):
         messages = [{"role": role, "content": text} for pair in turns
@@ -223,18 +269,6 @@ class Prompt:
 def clean_answer(text):
     """The answer is the first line of what was generated."""
     return next(iter(text.strip().splitlines()), "").strip()
-
-
-def parse_confidence(text):
-    """-> 0.73 for "Confidence: 73%"; None unless the text states one number from 0 to 100 once, with a percent sign.
-
-    Nothing but blanks and full stops may follow the number. Only ASCII digits count.
-    """
-    _, label, after = text.partition(LABEL)
-    match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s?%[\s.]*", after)
-    if not label or not match or float(match[1]) > 100:
-        return None
-    return float(match[1]) / 100
 
 
 # ---- grading ----------------------------------------------------------------------------------------------------

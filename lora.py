@@ -8,8 +8,8 @@ from the confidence turn on (an "activated LoRA"): one cached pass without gradi
 the reference. With `--adapter everywhere` the adapter reads question and answer too. Files are in peft's format;
 `alora_invocation_tokens` are the tokens that switch the adapter on.
 
-Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: dropout,
-biases, and adapters on the embedding and on the output head, which is often tied to it.
+Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: biases,
+and adapters on the embedding and on the output head, which is often tied to it.
 
 From infra: files.write_whole.
 """
@@ -33,7 +33,7 @@ class LoRA(nn.Module):
     def __init__(self, base, rank, alpha):
         super().__init__()
         d_out, d_in = base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape
-        self.base, self.scale, self.on = base, alpha / rank, True
+        self.base, self.scale, self.on, self.dropout = base, alpha / rank, True, 0.0
         kwargs = dict(device=base.weight.device, dtype=torch.float32)  # master weights stay in float32 under AMP
         self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
         self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
@@ -41,7 +41,8 @@ class LoRA(nn.Module):
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)
         if self.on:
-            y = y + self.scale * F.linear(F.linear(x.to(self.A.dtype), self.A), self.B).to(y.dtype)
+            x = F.dropout(x.to(self.A.dtype), self.dropout, self.dropout > 0)
+            y = y + self.scale * F.linear(F.linear(x, self.A), self.B).to(y.dtype)
         return y
 
 
@@ -62,17 +63,26 @@ def _loras(lm):
 
 
 @contextlib.contextmanager
-def adapter(lm, on):
-    """Switch the adapter on or off inside a `with` block."""
+def _having(lm, name, value):
     loras = list(_loras(lm).values())
-    before = [module.on for module in loras]
+    before = [getattr(module, name) for module in loras]
     try:
         for module in loras:
-            module.on = on
+            setattr(module, name, value)
         yield
     finally:
         for module, state in zip(loras, before, strict=True):
-            module.on = state
+            setattr(module, name, state)
+
+
+def adapter(lm, on):
+    """Switch the adapter on or off inside a `with` block."""
+    return _having(lm, "on", on)
+
+
+def dropping(lm, probability):
+    """Dropout on the inputs of the adapter inside a `with` block. What samples, and what is compared with, has none."""
+    return _having(lm, "dropout", probability)
 
 
 @torch.no_grad()

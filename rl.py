@@ -6,8 +6,8 @@
     ratio = π(token) / π_old(token)
 
 c_i is the stated confidence of rollout i, p the target of its question, M the number of rollouts of a step, however it
-is split. There is one update per batch of rollouts: the ratio is 1 in value, the clip never acts, L has the gradient of
-REINFORCE.
+is split. There is one update per batch of rollouts: without dropout the ratio is 1 in value, the clip never acts, and L
+has the gradient of REINFORCE. A rollout reflects first: its tokens get the advantage of the number that they lead to.
 
 GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over
 the tokens of each rollout, and adds a k3 estimate of the divergence. Here the advantage has the scale of the reward,
@@ -16,21 +16,23 @@ tokens are summed, and the divergence is k2 (see kl_to_reference).
 Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
 Left out: a value network, as the group is the baseline, and a reward on the answer, which is frozen text.
 
-From infra: parallel (a process's share of the questions, sums over processes); loop (resuming, micro-batches, the log).
+From infra: parallel (a process's share of the questions, sums over processes); loop (resuming, micro-batches, the log);
+models.amp_dtype.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from data import LABEL, parse_confidence
 from infra import parallel
 from infra.loop import Loop, measures, micro_batches
+from infra.models import amp_dtype
 from lm import CACHED, Read, read, read_on, seed_of, stop_ids
-from lora import adapter
+from lora import adapter, dropping
 
 NUMBER_TOKENS = 6  # the longest statement
 
@@ -104,77 +106,95 @@ def kl_to_reference(logp, ref_logp, mask):
 
 @dataclass(frozen=True)
 class Asked:
-    """Q answered questions, up to the point where the model is to state its confidence."""
+    """R prompts, up to the point where the model is to reflect or to state its confidence."""
 
-    prompts: list  # Q lists of token ids, the turn that asks for the confidence included
+    prompts: list  # R lists of token ids, the turn that asks for the confidence included
     frozen: Read | None  # what the base model has read of them, all but that turn; None: the adapter reads everything
+    whose: list  # R: the row of `frozen` that each prompt goes on from
 
     def read(self, lm, rows):
         """Read what is not frozen of some prompts, with the adapter as it is and gradients if they are on. -> Read"""
-        prompts = [self.prompts[q] for q in rows]
-        return read(lm, prompts) if self.frozen is None else read_on(lm, self.frozen, rows, prompts)
+        prompts, whose = [self.prompts[r] for r in rows], [self.whose[r] for r in rows]
+        return read(lm, prompts) if self.frozen is None else read_on(lm, self.frozen, whose, prompts)
+
+    def after(self, rollouts):
+        """The prompts with the reflections of each, up to where the number comes next. -> Asked"""
+        every = [(self.prompts[q] + r.thought + r.forced, self.whose[q]) for q, g in enumerate(rollouts) for r in g]
+        return Asked([prompt for prompt, _ in every], self.frozen, [row for _, row in every])
 
 
-def ask(lm, prompt, pairs, config, before=None):
-    """(question, answer) pairs -> Asked. before: Read of the questions, from answering them, to go on from."""
-    contexts, turns = zip(*(prompt.confidence(q, a, config.reasoning > 0) for q, a in pairs), strict=True)
-    prompts = [context + turn for context, turn in zip(contexts, turns, strict=True)]
+def ask(lm, prompt, pairs, config):
+    """Q questions with their answers, and with thoughts that are to be shown -> Asked"""
+    contexts, turns = zip(*(prompt.confidence(*pair) for pair in pairs), strict=True)
+    prompts, whose = [context + turn for context, turn in zip(contexts, turns, strict=True)], list(range(len(pairs)))
     if config.adapter == "everywhere":
-        return Asked(prompts, None)
+        return Asked(prompts, None, whose)
     with torch.no_grad(), adapter(lm, False):
-        if before is None:
-            return Asked(prompts, read(lm, list(contexts)))
-        return Asked(prompts, read_on(lm, before, list(range(len(pairs))), list(contexts)))
+        return Asked(prompts, read(lm, list(contexts)), whose)
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """Q questions, G completions each: token ids, which of them the model chose, and the stated confidence."""
+def think(lm, now, temperatures, tokens, seeds, force):
+    """Let each completion think to the end of its line. force: the last token of a thought -> what is forced after it.
 
-    tokens: list  # Q lists of G lists of token ids
-    actions: list  # the same shape: 1 where the token was sampled, 0 where it was forced
-    confidence: list  # Q lists of G, a float in [0, 1] or None
+    -> Read of the prompts with all that, a row for each completion; the thoughts; what was forced (token ids)
+    """
+    thoughts = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
+    whose, thoughts = [q for q in range(len(thoughts)) for _ in temperatures], sum(thoughts, [])
+    force = functools.cache(force)
+    forced = [force(t[-1]) for t in thoughts]
+    prompts = [now.prompts[q] + t + f for q, t, f in zip(whose, thoughts, forced, strict=True)]
+    return read_on(lm, now, whose, prompts), thoughts, forced
+
+
+class Rollout(NamedTuple):
+    """What the model said about one answer, as token ids, and the confidence that it stated."""
+
+    thought: list  # the reflection; empty where there is none
+    forced: list  # after it; the model did not choose this
+    number: list
+    confidence: float | None  # in [0, 1]
 
     @property
-    def sampled(self):
-        """Number of sampled tokens."""
-        return sum(sum(a) for group in self.actions for a in group)
+    def tokens(self):
+        return self.thought + self.forced + self.number
+
+    @property
+    def actions(self):
+        """1 where a token was sampled, 0 where it was forced."""
+        return [1] * len(self.thought) + [0] * len(self.forced) + [1] * len(self.number)
 
 
 @torch.no_grad()
-def rollout(lm, prompt, asked, group, temperature, seeds, reasoning=0):
-    """Let the model state its confidence in each answer, `group` times. -> Rollouts
+def rollout(lm, prompt, asked, group, temperature, seeds):
+    """Let the model reflect and state its confidence in each of Q answers, G times. -> Q lists of G Rollouts
 
-    With reasoning > 0 it first writes up to that many tokens, to the end of the line; what is forced after them is no
-    action. So many questions at a time that their caches and logits fit.
+    A reflection ends with its line, or is cut; then the label of the number is forced. So what a reflection says can
+    never be taken for the number. So many questions at a time that their caches and logits fit.
     """
-    longest = max(map(len, asked.prompts)) + reasoning + 2 * NUMBER_TOKENS
-    at_once = max(1, min(CACHED // longest, lm.chunk) // (group if reasoning else 1))
-    found = Rollouts([], [], [])
+    statement, longest = prompt.statement, max(map(len, asked.prompts)) + prompt.reflection + 2 * NUMBER_TOKENS
+    at_once = max(1, min(CACHED // longest, lm.chunk) // (group if prompt.reflection else 1))
+    sample, stop, found = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, statement.stop), []
     for start in range(0, len(asked.prompts), at_once):
         rows = list(range(len(asked.prompts)))[start : start + at_once]
-        now, number_seeds, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
-        begun, actions = ([[] for _ in range(len(rows) * group)] for _ in range(2))  # question by question
-        if reasoning:
-            sample, own = lm.engine(reasoning).sample, [seeds[q] for q in rows]
-            thoughts = sum(sample(lm, now, [temperature] * group, reasoning, stop_ids(lm, "\n"), own), [])
-            forced = [prompt.after_reasoning(t) for t in thoughts]
-            begun = [t + f for t, f in zip(thoughts, forced, strict=True)]
-            actions = [[1] * len(t) + [0] * len(f) for t, f in zip(thoughts, forced, strict=True)]
-            whose = [i for i in range(len(rows)) for _ in range(group)]  # from here on, a row for each completion
-            now = read_on(lm, now, whose, [now.prompts[i] + b for i, b in zip(whose, begun, strict=True)])
-            number_seeds, each = [seed_of(number_seeds[i], c % group) for c, i in enumerate(whose)], 1
-        sample, stop = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, "\n%")
-        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, number_seeds), [])
-        # with special tokens, which would hide in the midst of a number
-        stated = [parse_confidence(LABEL + lm.tokenizer.decode(x)) for x in numbers]
-        tokens = [b + x for b, x in zip(begun, numbers, strict=True)]
-        actions = [a + [1] * len(x) for a, x in zip(actions, numbers, strict=True)]
-        for i in range(0, len(tokens), group):
-            found.tokens.append(tokens[i : i + group])
-            found.actions.append(actions[i : i + group])
-            found.confidence.append(stated[i : i + group])
+        now, own, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
+        thoughts, forced = ([[]] * (len(rows) * group) for _ in range(2))  # question by question
+        if prompt.reflection:
+            label = functools.partial(prompt.after, label=statement.label)
+            temperatures, reflecting = [temperature] * group, [seeds[q] for q in rows]
+            now, thoughts, forced = think(lm, now, temperatures, prompt.reflection, reflecting, label)
+            own, each = [seed_of(seed, g) for seed in own for g in range(group)], 1
+        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, own), [])
+        # with special tokens, which would hide in the midst of a number; but without the one that ends it
+        texts = [lm.tokenizer.decode(x[:-1] if x[-1] in stop_ids(lm, "") else x) for x in numbers]
+        stated = [statement.read(statement.label + text) for text in texts]
+        every = [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
+        found += [every[i : i + group] for i in range(0, len(every), group)]
     return found
+
+
+def sampled(rollouts):
+    """Number of sampled tokens."""
+    return sum(len(r.thought) + len(r.number) for group in rollouts for r in group)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -188,6 +208,7 @@ class Item:
     answer: str
     target: float  # calibrated probability that the answer is correct
     correct: int  # is it?
+    thought: str = ""  # before the answer, if the second turn shows it
 
 
 class Optimizer:
@@ -231,19 +252,12 @@ class Optimizer:
         return float(norm)
 
 
-def amp_dtype(amp, device):
-    """ "auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
-    if amp == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        amp = "off" if device.type == "cpu" else "bf16" if fast else "fp16"
-    return {"auto": None, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
 def scorer(lm, tokens, config):
     """What reads and scores completions of up to so many tokens; with --recompute it keeps no activations."""
 
-    def score(asked, rows, completions, temperature):
-        return lm.engine(tokens).completion_logprobs(lm, asked.read(lm, rows), completions, temperature)
+    def score(asked, rows, completions, temperature, dropout=0.0):
+        with dropping(lm, dropout):
+            return lm.engine(tokens).completion_logprobs(lm, asked.read(lm, rows), completions, temperature)
 
     return functools.partial(checkpoint, score, use_reentrant=False) if config.recompute == "on" else score
 
@@ -253,7 +267,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
 
     lm: with a LoRA. items: of class Item. reward: (confidence or None, Item) -> float. config: settings.Config.
     on_step(dict): called with the metrics of every step. saved: path of a checkpoint, to go on from if it is there and
-    to be kept up to date. instead: (step) -> a function that does this step in another way, or None (beyond/exact.py).
+    to be kept up to date. instead: (step) -> a function that does the step in another way, or None (beyond/exact.py).
     """
     optimizer, total = Optimizer(lm, config), config.rollouts * min(config.questions, len(items))
     loop = Loop(optimizer, config, saved, on_step)
@@ -262,32 +276,33 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         chosen = loop.choose(items)
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
-            asked = ask(lm, prompt, [(x.question, x.answer) for _, x in mine], config)
+            asked = ask(lm, prompt, [(x.question, x.answer, x.thought) for _, x in mine], config)
+        seeds, temperature = [seed_of(config.seed, "rollout", step, i) for i, _ in mine], config.rollout_temperature
         other = instead and instead(step)
         if other:
-            loop.record(**other(lm, asked, chosen, optimizer))
+            loop.record(**other(lm, prompt, asked, chosen, seeds, optimizer))
             continue
-        # rollouts: G statements of each confidence
-        seeds = [seed_of(config.seed, "rollout", step, i) for i, _ in mine]
-        temperature = config.rollout_temperature
+        # rollouts: G reflections and numbers for each
         with optimizer.autocast():
-            batch = rollout(lm, prompt, asked, config.rollouts, temperature, seeds, config.reasoning)
+            batch = rollout(lm, prompt, asked, config.rollouts, temperature, seeds)
         # rewards, advantages
-        groups = zip(batch.confidence, mine, strict=True)
-        rewards = np.array([[reward(c, x) for c in group] for group, (_, x) in groups])
+        rewards = np.array([[reward(r.confidence, x) for r in rs] for rs, (_, x) in zip(batch, mine, strict=True)])
         advantages = group_advantages(rewards, config.advantage)  # (Q, G)
         # log-probabilities, loss, gradient, step
-        score, sums = scorer(lm, max(map(len, sum(batch.tokens, []))), config), {"loss": 0.0, "kl": 0.0}
+        tokens, sums = [[r.tokens for r in group] for group in batch], {"loss": 0.0, "kl": 0.0}
+        score = scorer(lm, max(map(len, sum(tokens, []))), config)
         few = 4 * (asked.frozen is None)  # prompts that are read with gradients hold activations too
-        for part in micro_batches(batch.tokens, lm.chunk, config.micro_batch or few):
+        for part in micro_batches(tokens, lm.chunk, config.micro_batch or few):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
-            said = [[batch.tokens[q][g] for g in some] for q, some in part]
+            said = [[tokens[q][g] for g in some] for q, some in part]
             with optimizer.autocast():
-                logp, mask = score(asked, rows, said, temperature)  # (B, T)
-            actions = [batch.actions[q][g] for q, g in places]
+                logp, mask = score(asked, rows, said, temperature, config.dropout)  # (B, T)
+                with torch.no_grad():  # the policy that sampled had no dropout
+                    old = score(asked, rows, said, temperature)[0] if config.dropout else logp.detach()
+            actions = [batch[q][g].actions for q, g in places]
             actions = torch.tensor([a + [0] * (mask.shape[1] - len(a)) for a in actions], device=lm.device)  # (B, T)
             advantage = torch.tensor([advantages[place] for place in places], device=lm.device)  # (B,)
-            loss, _ = policy_loss(logp, logp.detach(), advantage, actions, normaliser=total)
+            loss, _ = policy_loss(logp, old, advantage, actions, normaliser=total)
             if config.kl:
                 with torch.no_grad(), adapter(lm, False), optimizer.autocast():
                     reference, _ = score(asked, rows, said, temperature)
@@ -296,5 +311,6 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
                 sums["kl"] += divergence.item()
             optimizer.backward(loss)
             sums["loss"] += loss.item()
-        norm, sums = optimizer.step(), parallel.totals(**sums, tokens=batch.sampled)
-        loop.record(**measures(rewards, batch.confidence, chosen), grad_norm=norm, **sums)
+        norm, sums = optimizer.step(), parallel.totals(**sums, tokens=sampled(batch))
+        stated = [[r.confidence for r in group] for group in batch]
+        loop.record(**measures(rewards, stated, chosen), grad_norm=norm, **sums)

@@ -19,53 +19,64 @@ def flag(default, text, stage, must_be=None, choices=None):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. [paper: ...] is what arXiv 2603.06317 has where our default is another."""
+    """Every setting of a run."""
 
     model: str = flag("toy", "`toy`, or a causal language model: a hub id or a folder", "sample")
     dataset: str = flag("facts", "`facts`, `facts:capitals`, trivia_qa, nq_open, web_questions, gsm8k, sciq, or a "
-                        "JSONL file with `question` and `answers`; commas join, in equal shares "
-                        "[paper: trivia_qa,nq_open]", "sample")  # fmt: skip
-    ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy: its own) [paper: gsm8k]",
+                        "JSONL file with `question` and `answers`; commas join, in equal shares", "sample")  # fmt: skip
+    ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy: its own)",
                     "sample")  # fmt: skip
     prompt: str = flag("auto", "auto: the tokenizer's chat template if it has one", "sample",
                        choices=("auto", "chat", "fewshot"))  # fmt: skip
     platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample", POSITIVE)
-    train_questions: int = flag(1000, "labelled questions to train on [paper: 18000]", "sample", POSITIVE)
-    test_questions: int = flag(500, "held-out questions of the same families [paper: 2000]", "sample", POSITIVE)
+    train_questions: int = flag(1000, "labelled questions to train on", "sample", POSITIVE)
+    test_questions: int = flag(500, "held-out questions of the same families", "sample", POSITIVE)
     ood_questions: int = flag(300, "questions of each unseen set", "sample", POSITIVE)
     samples: int = flag(10, "answers sampled per question, n >= 2", "sample", POSITIVE)
     temperature: float = flag(1.0, "temperature of the sampled answers", "sample", POSITIVE)
-    answer_temperature: float = flag(0.0, "temperature of the answer, 0: greedy [paper: 0.1]", "sample", NOT_NEGATIVE)
+    answer_temperature: float = flag(0.0, "temperature of the answer, 0: greedy", "sample", NOT_NEGATIVE)
+    answer: str = flag("direct", "direct: the answer at once; reasoned: after a thought of a sentence or two",
+                       "sample", choices=("direct", "reasoned"))  # fmt: skip
     answer_tokens: int = flag(16, "longest answer, in tokens", "sample", POSITIVE)
+    thought_tokens: int = flag(64, "longest thought before a reasoned answer", "sample", POSITIVE)
     seed: int = flag(1, "random seed of all stages", "sample", NOT_NEGATIVE)
     sample_batch: int = flag(24, "questions sampled at once", None, POSITIVE)
 
     embedder: str = flag("self", "sentence encoder, a hub id or folder; `self`: the model's hidden state", "calibrate")
     kernel: str = flag("rbf", "kernel between embeddings", "calibrate", choices=("rbf", "cosine"))
     gamma: float = flag(1.0, "inverse squared length scale of the rbf kernel", "calibrate", POSITIVE)
-    grader: str = flag("exact", "exact: normalised match or equal number; contains: as words [paper: a language model "
-                       "as judge]", "calibrate", choices=("exact", "contains"))  # fmt: skip
+    grader: str = flag("exact", "exact: normalised match or equal number; contains: as words; judge: a language model "
+                       "says yes or no; file: --labels", "calibrate",
+                       choices=("exact", "contains", "judge", "file"))  # fmt: skip
+    judge: str = flag("", "with --grader judge: a hub id or folder", "calibrate")
+    labels: str = flag("", "with --grader file: JSONL of `id` and `correct`, 0 or 1", "calibrate")
     target: str = flag("question", "question: Platt scaling of the entropy; answer: of the entropy and the answer's "
                        "mean similarity to the samples", "calibrate", choices=("question", "answer"))  # fmt: skip
     folds: int = flag(5, "number of folds of the cross-fitted targets", "calibrate", POSITIVE)
 
-    steps: int = flag(200, "steps of reinforcement learning [paper: 1000]", "train", NOT_NEGATIVE)
-    questions: int = flag(16, "questions per step [paper: 32]", "train", POSITIVE)
+    steps: int = flag(200, "steps of reinforcement learning", "train", NOT_NEGATIVE)
+    questions: int = flag(16, "questions per step", "train", POSITIVE)
     rollouts: int = flag(16, "rollouts per question", "train", POSITIVE)
-    rollout_temperature: float = flag(1.0, "temperature of the rollouts [paper: 1.5]", "train", POSITIVE)
-    reasoning: int = flag(0, "tokens to think in before the number [paper: 1-2 sentences]", "train", NOT_NEGATIVE)
+    rollout_temperature: float = flag(1.0, "temperature of the rollouts", "train", POSITIVE)
+    reflection: int = flag(32, "longest reflection before the number, in tokens; 0: the number alone", "train",
+                           NOT_NEGATIVE)  # fmt: skip
+    statement: str = flag("confidence", "confidence: in percent; uncertainty: from 0 to 1, that the answer is wrong "
+                          "", "train", choices=("confidence", "uncertainty"))  # fmt: skip
+    shown: str = flag("answer", "what the second turn shows of a reasoned answer", "train",
+                      choices=("answer", "thought"))  # fmt: skip
     reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
                        "answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip
     tolerance: float = flag(0.05, "differences up to this cost nothing in the calibrated reward", "train", NOT_NEGATIVE)
     alpha: float = flag(0.5, "weight of the calibrated reward in the hybrid one", "train", NOT_NEGATIVE)
     gradient: str = flag("sampled", "sampled: from rollouts; exact: of the expected reward over all percentages, "
-                         "without rollouts and advantages", "train", choices=("sampled", "exact"))  # fmt: skip
+                         "after each sampled reflection", "train", choices=("sampled", "exact"))  # fmt: skip
     every: int = flag(1, "with --gradient exact: all percentages (1) or every fifth (5)", "train", choices=(1, 5))
     advantage: str = flag("loo", "loo: reward minus the mean of the group's other rewards; zscore: divided by the "
-                          "group's standard deviation [paper]", "train", choices=("loo", "zscore"))  # fmt: skip
+                          "group's standard deviation", "train", choices=("loo", "zscore"))  # fmt: skip
     lr: float = flag(2e-4, "learning rate of AdamW", "train", POSITIVE)
     rank: int = flag(16, "rank of the LoRA", "train", POSITIVE)
+    dropout: float = flag(0.0, "dropout of the LoRA in the update", "train", NOT_NEGATIVE)
     kl: float = flag(0.03, "weight of the divergence from the base model; 0 may collapse", "train", NOT_NEGATIVE)
     max_grad_norm: float = flag(1.0, "largest norm of the gradient; a longer one is scaled down", "train", POSITIVE)
     adapter: str = flag("turn", "where the LoRA is on; turn: from the confidence turn on, so that question and answer "
@@ -96,8 +107,29 @@ class Config:
 TOY = dict(
     dataset="toy",
     platt_questions=100, train_questions=1400, test_questions=600, ood_questions=600, answer_tokens=4, sample_batch=200,
-    gamma=16.0, steps=500, questions=64, lr=4e-3,
+    gamma=16.0, steps=500, questions=32, lr=4e-3, reflection=5,
 )  # fmt: skip
+
+
+# What the paper states (arXiv 2603.06317); a recipe adds what it leaves open. Embedder and gamma: arXiv 2509.22272.
+PAPER = dict(
+    model="Qwen/Qwen2.5-7B-Instruct", dataset="trivia_qa,nq_open", ood="gsm8k", prompt="chat", answer="reasoned",
+    temperature=1.0, answer_temperature=0.1, train_questions=18000, test_questions=2000, grader="judge",
+    judge="GPT-4o-mini", target="question", statement="uncertainty", shown="answer", reward="calibrated",
+    tolerance=0.05, gradient="sampled", advantage="zscore", steps=1000, questions=32, rollouts=16,
+    rollout_temperature=1.5, rank=16, dropout=0.05, warmup=0,
+)  # fmt: skip
+RECIPES = {
+    "paper": PAPER | dict(
+        embedder="sentence-transformers/all-mpnet-base-v2", judge="Qwen/Qwen2.5-7B-Instruct", platt_questions=2000,
+        ood_questions=1319, answer_tokens=32, thought_tokens=96, reflection=64, lr=2e-5),
+    # the same method on two cores, with what scripts/fetch_*.py fetch
+    "small": dict(
+        model="models/smollm2-135m-instruct", embedder="models/all-minilm-l6-v2", prompt="fewshot",
+        dataset="facts,questions/triviaqa_train.jsonl", ood="questions/webquestions.jsonl,questions/gsm8k_test.jsonl",
+        platt_questions=300, train_questions=1300, test_questions=600, ood_questions=200, sample_batch=48,
+        reflection=24, steps=80, rollouts=8, lr=1e-3),
+}  # fmt: skip
 
 
 def option(name):
@@ -108,6 +140,13 @@ def option(name):
 def usual(model):
     """The default of every setting, where the toy model has some of its own. -> dict"""
     return {f.name: f.default for f in fields(Config)} | (TOY if model == "toy" else {})
+
+
+def origin(name, config):
+    """Who chose the value of a setting."""
+    if name not in PAPER:
+        return "our choice: not stated"
+    return "paper" if getattr(config, name) == PAPER[name] else f"our choice; paper: {PAPER[name]}"
 
 
 def flags(config):
@@ -137,12 +176,14 @@ def check(config):
             config.questions < processes(),
         "--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...":
             config.shard == "on" and processes() == 1,
-        "--readout expected takes no --reasoning, which cannot be enumerated":
-            config.readout == "expected" and config.reasoning,
-        "--gradient exact takes no --reasoning, which cannot be enumerated":
-            config.gradient == "exact" and config.reasoning,
-        "--warmup has no reasoning to imitate: use it without --reasoning": config.warmup and config.reasoning,
+        f"--dropout is {config.dropout}: it must be below 1": config.dropout >= 1,
+        "--dropout is for rollouts: it takes no --gradient exact": config.dropout and config.gradient == "exact",
+        "--grader judge needs --judge, and --judge needs it": (config.grader == "judge") != bool(config.judge),
+        "--grader file needs --labels, and --labels needs it": (config.grader == "file") != bool(config.labels),
+        "--shown thought needs --answer reasoned": config.shown == "thought" and config.answer == "direct",
         "the toy model has no chat template: use --prompt fewshot": toy and config.prompt == "chat",
+        "the toy model answers at once, and states percentages: --answer and --statement need --model":
+            toy and (config.answer != "direct" or config.statement != "confidence"),
         "the toy model answers the toy questions alone: --dataset and --ood need --model":
             toy and (config.dataset != "toy" or config.ood),
         "--dataset toy needs the toy model: leave --model out": config.dataset == "toy" and not toy,

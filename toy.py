@@ -75,7 +75,7 @@ def world(seed=0, trained=700, unseen=300):
 
 def tokenizer(world):
     """One token per word, number and line end. A blank is a part of the token after it: decoding is concatenation."""
-    words = ["<eos>", "<unk>", "\n", "Question:", "Answer:", "Confidence:", " of"]
+    words = ["<eos>", "<unk>", "\n", "Question:", "Answer:", "Reflection:", "Confidence:", " of"]
     words += [" " + w for w in [*FAMILIES, *sum(KINDS.values(), []), *world.subject]]
     words += [f" {c}%" for c in range(0, 101, 5)]
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -87,10 +87,11 @@ def tokenizer(world):
 
 
 def corpus(world, tokenizer):
-    """-> draw(n, rng) -> (n, 11) token ids: reports, each with a confidence that means nothing, and counting.
+    """-> draw(n, rng, reflection) -> (n, 17) token ids, or (n, 11) without reflections: reports and counting.
 
-    One line in ten counts up or down in steps of 5%: real models know how to count. Without it the embeddings of all
-    percentages are nearly the same, and no policy can tell them apart.
+    The words of a reflection are drawn like the answer. The confidence means nothing. One line in ten counts up or down
+    in steps of 5%: real models know how to count. Without it the embeddings of all percentages are nearly the same, and
+    no policy can tell them apart.
     """
     vocab = tokenizer.get_vocab()
     answer = np.vectorize(lambda word: vocab[" " + word])(world.answers)  # (N, 4)
@@ -99,23 +100,26 @@ def corpus(world, tokenizer):
     number = np.array([vocab[f" {c}%"] for c in range(0, 101, 5)])
     cdf = world.probs.cumsum(1)
 
-    def draw(n, rng):
+    def draw(n, rng, reflection):
         q = rng.integers(len(subject), size=n)
-        which = (rng.random((n, 1)) > cdf[q]).sum(1).clip(max=3)
-        fixed = {k: np.full(n, vocab[k]) for k in ("Question:", " of", "\n", "Answer:", "Confidence:")}
+        which = (rng.random((n, 5, 1)) > cdf[q, None]).sum(2).clip(max=3)
+        said = np.take_along_axis(answer[q], which, axis=1).T  # (5, n), the answer and four words
+        fixed = {k: np.full(n, vocab[k]) for k in ("Question:", " of", "\n", "Answer:", "Reflection:", "Confidence:")}
+        thought = [fixed["Reflection:"], *said[1:], fixed["\n"]] if reflection else []
         reports = np.stack([
             fixed["Question:"], family[q], fixed[" of"], subject[q], fixed["\n"],
-            fixed["Answer:"], answer[q, which], fixed["\n"],
+            fixed["Answer:"], said[0], fixed["\n"], *thought,
             fixed["Confidence:"], number[rng.integers(len(number), size=n)], fixed["\n"],
         ], axis=1)  # fmt: skip
-        up = rng.integers(len(number) - 10, size=n)[:, None] + np.arange(11)  # (n, 11), consecutive numbers
+        length = reports.shape[1]
+        up = rng.integers(len(number) - length + 1, size=n)[:, None] + np.arange(length)  # consecutive numbers
         counting = number[np.where(rng.random((n, 1)) < 0.5, up, len(number) - 1 - up)]
         return np.where(rng.random((n, 1)) < 0.1, counting, reports)
 
     return draw
 
 
-def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
+def train(world, steps=600, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     """-> a tiny GPT-2 of about 0.6M parameters, trained from scratch on the corpus, and its tokenizer."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -136,10 +140,11 @@ def train(world, steps=900, batch=384, lr=4e-3, seed=0, width=96, layers=3):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="toy: language model", unit="step")
     for step in bar:
-        ids = torch.from_numpy(draw(batch, rng))  # (B, 11)
-        end = 11 if step % 16 == 0 else 7  # mostly up to the answer, the one thing that is hard to learn
+        whole, reflection = step % 8 == 0, step % 16 != 0
+        ids = torch.from_numpy(draw(batch, rng, reflection))  # (B, 17 or 11)
+        end = ids.shape[1] if whole else 13  # mostly up to the words that are hard to learn, those of an answer
         # which question comes next cannot be learned, and its noise would drown the answer
-        logits = model(input_ids=ids[:, : end - 1], logits_to_keep=end - 6).logits  # (B, 1 or 5, V), from "Answer:" on
+        logits = model(input_ids=ids[:, : end - 1], logits_to_keep=end - 6).logits  # (B, end - 6, V), after "Answer:"
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 6:end].flatten())
         optimizer.zero_grad()
         loss.backward()

@@ -9,9 +9,11 @@ The commands `ask`, `predict` and `merge` use the same run folders.
 From infra: setup (the model and the settings of a run), folder.Run, files.read_questions, models.save.
 """
 
+import functools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +32,7 @@ from report import card
 class Answer:
     text: str
     confidence: float | None  # in [0, 1]; None where none was stated
+    reflection: str = ""  # what the model wrote before its confidence
 
 
 class CalibratedLM:
@@ -49,22 +52,49 @@ class CalibratedLM:
         return self.ask_all([question])[0]
 
     def ask_all(self, questions):
-        """The same in batches; the cache of a question is used again for the confidence turn. -> list of Answer"""
+        """The same in batches. -> list of Answer"""
         model, prompt, config, questions = self.model, self.prompt, self.config, [q.strip() for q in questions]
-        way = {"stated": "trained", "expected": "expected"}[config.readout]
-        prompts, found = [prompt.answer(q) for q in questions], {}
-        for batch in batches(range(len(questions)), lambda i: len(prompts[i]), config.sample_batch):
+        way, found = {"stated": "trained", "expected": "expected"}[config.readout], {}
+        for batch in batches(range(len(questions)), lambda i: len(questions[i]), config.sample_batch):
+            asked = [questions[i] for i in batch]
+            seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
             with lora.adapter(model, False):
-                before = lm.read(model, [prompts[i] for i in batch])
-                drawn = model.engine(config.answer_tokens).sample(
-                    model, before, [config.answer_temperature], config.answer_tokens, lm.stop_ids(model, "\n"),
-                    [lm.seed_of(config.seed, "use", questions[i]) for i in batch],
-                )  # fmt: skip
-            answers = [data.clean_answer(model.decode(c)) for (c,) in drawn]
-            pairs = [(questions[i], a) for i, a in zip(batch, answers, strict=True)]
-            stated, _, _ = state(model, prompt, pairs, [way], config, before)[way]
-            found |= {i: Answer(a, c) for i, a, c in zip(batch, answers, stated, strict=True)}
+                replies = [r for (r,) in answers(model, prompt, asked, [config.answer_temperature], seeds, config)]
+            pairs = [(q, r.text, r.thought * (config.shown == "thought")) for q, r in zip(asked, replies, strict=True)]
+            said = state(model, prompt, pairs, [way], config)[way]
+            for i, reply, confidence, reflection in zip(batch, replies, said[0], said[3], strict=True):
+                found[i] = Answer(reply.text, confidence, reflection)
         return [found[i] for i in range(len(questions))]
+
+
+class Reply(NamedTuple):
+    text: str
+    thought: str  # before the answer; empty if it is given at once
+    tokens: int  # of the answer
+    thought_tokens: int
+    logprob: float  # of the answer at temperature 1, in nats
+
+
+def answers(model, prompt, questions, temperatures, seeds, config):
+    """Answer Q questions, once at each of n temperatures, with the adapter as it is. -> Q lists of n Replies"""
+    now, n, stop = [prompt.answer(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
+    thoughts, parts = [[]] * (len(now) * n), [(range(len(now) * n), now, temperatures, seeds)]
+    if prompt.reasoned:
+        force = functools.partial(prompt.after, label="Answer:")
+        now, thoughts, _ = rl.think(model, lm.read(model, now), temperatures, config.thought_tokens, seeds, force)
+        after = [lm.seed_of(seeds[i // n], "answer", i % n) for i in range(len(thoughts))]
+        parts = []
+        for t in dict.fromkeys(temperatures):  # each thought is a prompt of its own
+            rows = [i for i in range(len(thoughts)) if temperatures[i % n] == t]
+            parts.append((rows, now.some(rows), [t], [after[i] for i in rows]))
+    found = {}
+    for rows, read, own, seeds in parts:
+        engine = model.engine(config.answer_tokens)
+        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, logprobs=True)
+        for i, ids, nats in zip(rows, sum(drawn, []), sum(logp, []), strict=True):
+            text, thought = data.clean_answer(model.decode(ids)), model.decode(thoughts[i]).strip()
+            found[i] = Reply(text, thought, len(ids), len(thoughts[i]), nats)
+    return [[found[q * n + i] for i in range(n)] for q in range(len(questions))]
 
 
 def batches(items, length, size):
@@ -73,28 +103,39 @@ def batches(items, length, size):
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def state(model, prompt, pairs, ways, config, before=None):
-    """What the model says about a batch of (question, answer) pairs. -> {way: (confidences, tokens, seconds)}
+def state(model, prompt, pairs, ways, config):
+    """What the model says about a batch of answered questions. -> {way: (confidences, tokens, seconds, reflections)}
 
-    ways: "trained", and with the adapter off "untrained" and "zero-shot", one greedy statement; "expected", the mean of
-    what would be said with the adapter on, and "p-true", for which nothing is generated. A confidence is None where
-    none is stated; tokens and seconds are sums over the batch. before: Read of the questions, as for rl.ask.
+    pairs: as rl.ask takes them. ways: "trained", and with the adapter off "untrained", "alone" (without reflection) and
+    "zero-shot": greedily; "expected", the mean of what would be said after the trained model's reflection; "p-true",
+    for which nothing is generated. A confidence is None where none is stated; tokens and seconds are sums.
     """
-    start, found = time.perf_counter(), {}
-    config = replace(config, reasoning=0) if "p-true" in ways else config
-    asked = rl.ask(model, prompt, pairs, config, before)
-    reading = time.perf_counter() - start
+    start = time.perf_counter()
+    asked = rl.ask(model, prompt, pairs, config)
+    reading, found = time.perf_counter() - start, {}
+
+    @functools.cache
+    def spoken(on):
+        start = time.perf_counter()
+        with lora.adapter(model, on):  # greedy: no seed matters
+            said = rl.rollout(model, prompt, asked, 1, 0.0, range(len(pairs)))
+        return said, time.perf_counter() - start
+
     for way in ways:
-        start, tokens = time.perf_counter(), 0
-        with torch.no_grad(), lora.adapter(model, way in ("trained", "expected")):
+        said, took, on = None, 0.0, way in ("trained", "expected")
+        if prompt.reflection or way not in ("expected", "p-true"):
+            said, took = spoken(on)
+        start, tokens = time.perf_counter(), rl.sampled(said or [])
+        with torch.no_grad(), lora.adapter(model, on):
             if way == "p-true":
                 stated = baselines.p_true(model, asked, config)
             elif way == "expected":
-                stated = exact.expect(model, asked, config)
-            else:  # greedy: no seed matters
-                said = rl.rollout(model, prompt, asked, 1, 0.0, range(len(pairs)), config.reasoning)
-                stated, tokens = [c for (c,) in said.confidence], said.sampled
-        found[way] = stated, tokens, reading + time.perf_counter() - start
+                stated = exact.expect(model, prompt, asked.after(said) if said else asked, config)
+                tokens = sum(len(r.thought) for (r,) in said or [])
+            else:
+                stated = [r.confidence for (r,) in said]
+        thoughts = [model.decode(r.thought).strip() for (r,) in said] if said else [""] * len(pairs)
+        found[way] = stated, tokens, reading + took + time.perf_counter() - start, thoughts
     return found
 
 
@@ -108,6 +149,8 @@ def ask(args):
         raise ValueError("ask takes no --out and no --in; --run names the run folder")
     answer = CalibratedLM(args.run or "runs/toy", **args.given).ask(args.question)
     said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
+    if args.show_reflection:
+        print(answer.reflection)
     print(f"{answer.text}  ({said})")
 
 
@@ -116,8 +159,9 @@ def predict(args):
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = _writable(args.out)
     asked = [row for _, row in read_questions(args.input)]
-    answers = CalibratedLM(args.run or "runs/toy", **args.given).ask_all([row["question"].strip() for row in asked])
-    rows = [row | {"answer": a.text, "confidence": a.confidence} for row, a in zip(asked, answers, strict=True)]
+    found = CalibratedLM(args.run or "runs/toy", **args.given).ask_all([row["question"].strip() for row in asked])
+    rows = [row | {"answer": a.text, "confidence": a.confidence, "reflection": a.reflection}
+            for row, a in zip(asked, found, strict=True)]  # fmt: skip
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
 

@@ -15,12 +15,13 @@ P(True), its probability that "True" comes next when it is asked about its answe
 Left out: clusters by entailment, which need another model; ours are by the kernel.
 """
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 
 from beyond import exact
-from data import normalise
+from data import Statement, normalise
 
 FREE = ("probability", "consistency", "clusters")
 READING = ("stated", "zero-shot", "p-true")
@@ -50,9 +51,14 @@ def without_examples(prompt):
 
 
 def true_or_false(prompt):
-    """The second turn asks whether the answer is true."""
-    examples = tuple((q, a, str(float(c.rstrip("%")) > 50)) for q, a, c in prompt.examples)
-    return replace(prompt, examples=examples, label="True or false:", ask="Is your answer true? Reply True or False.")
+    """The second turn asks whether the answer is true, at once."""
+    statement = Truth("True or false:", "Is your answer true? Reply True or False.", "", 1, 0)
+    return replace(prompt, statement=statement, reflection=0)
+
+
+class Truth(Statement):
+    def write(self, confidence):
+        return str(confidence > 0.5)
 
 
 def family_prior(labels, families, asked):
@@ -86,8 +92,8 @@ def cluster_entropy(gram):
 
 def p_true(lm, asked, config):
     """P(True) against P(False), where the turn asks for one of them. -> Q floats, None if it cannot be written"""
-    words = {text: lm.proceed(f" {text}") for text in ("True", "False")}
-    if not all(exact.written(lm, ids, text) for text, ids in words.items()):
+    words = [lm.proceed(f" {text}") for text in ("True", "False")]
+    if not all(map(functools.partial(exact.written, lm), words, ("True", "False"))):
         return [None] * len(asked.prompts)
     logp = exact.log_policy(lm, asked, list(range(len(asked.prompts))), words, replace(config, rollout_temperature=1.0))
     return logp.softmax(-1)[:, 0].tolist()

@@ -13,16 +13,16 @@ from infra import parallel
 
 
 def state(config, model, prompt, pairs, ways):
-    """use.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question)}"""
-    found = {way: [[None] * len(pairs), 0, 0.0] for way in ways}
-    asked, mine = [(s["question"], s["answer"]) for s, _ in pairs], []
+    """use.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question, texts)}"""
+    found = {way: [[None] * len(pairs), 0, 0.0, [""] * len(pairs)] for way in ways}
+    asked, mine = [(s["question"], s["answer"], s["thought"] * (config.shown == "thought")) for s, _ in pairs], []
     batches = use.batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch)
     for batch in tqdm(parallel.share(batches), desc=f"confidence: {', '.join(ways)}", unit="batch"):
         mine.append(use.state(model, prompt, [asked[i] for i in batch], ways, config))
     for batch, got in zip(batches, parallel.gather(mine), strict=True):
-        for way, (confidence, tokens, seconds) in got.items():
-            for i, c in zip(batch, confidence, strict=True):
-                found[way][0][i] = c
+        for way, (confidence, tokens, seconds, texts) in got.items():
+            for i, c, text in zip(batch, confidence, texts, strict=True):
+                found[way][0][i], found[way][3][i] = c, text
             found[way][1] += tokens / len(pairs)
             found[way][2] += seconds / len(pairs)
     return {way: tuple(values) for way, values in found.items()}
@@ -52,7 +52,7 @@ def read_again(name, config, model, prompt, pairs, stated):
         held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
         stated |= state(config, model, prompt, held_out, [way])
     own = [(s, t) for s, t in pairs if s["part"] == "platt"]
-    scores, _, _ = state(config, model, prompt, own, [way])[way]
+    scores, *_ = state(config, model, prompt, own, [way])[way]
     return {way: stated[way][0], f"{way}, scaled": _scale(scores, [t for _, t in own], stated[way][0])}
 
 

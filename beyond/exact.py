@@ -1,13 +1,17 @@
 """All that can be stated, with its probability: the exact gradient, the expected readout, the supervised warm-up.
 
-Without reasoning there are only 101 whole percentages to state, each with the probability
+After a reflection z, or without one, there are only 101 numbers to state, each with the probability
 
-    π(c) = P(" c%" | question, answer)                           for c in 0, 1, ..., 100
-    J    = Σ_c π(c) r(c)                                         expected reward, whose gradient REINFORCE estimates
-    E[c] = Σ_c c π(c) / Σ_c π(c)                                 expected confidence, a finer readout
+    π(c | z) = P(" c%" | question, answer, z)                  for c in 0, 1, ..., 100
+    J(z)     = Σ_c π(c | z) r(c)                               expected reward of a reflection
+    E[c | z] = Σ_c c π(c | z) / Σ_c π(c | z)                   expected confidence, a finer readout
 
-They are scored as a tree of digits on the question that was read once (infra/sharing.py), with gradients. What is no
-whole percentage with its sign, as " 9.5%", " 2018" or " 75-76", has no part in these sums and earns nothing.
+Numbers are scored as a tree of digits on what was read once (infra/sharing.py), with gradients. Reflections are
+sampled, and each earns its J, which has none of the noise of the number that follows (Rao-Blackwell):
+
+    ∇ E[J] = E[ ∇ log π(z) (J(z) - baseline) + ∇ J(z) ]        the first term as in rl.py, the second one exactly
+
+What is no number in its usual form, as " 9.5%", " 2018" or " 75-76", has no part in these sums and earns nothing.
 """
 
 import functools
@@ -17,16 +21,30 @@ import torch
 
 from infra import parallel
 from infra.loop import correlation
+from lm import stop_ids
 from lora import adapter
-from rl import scorer
+from rl import group_advantages, kl_to_reference, policy_loss, rollout, sampled, scorer
 
-# ---- all percentages --------------------------------------------------------------------------------------------
+# ---- all numbers ------------------------------------------------------------------------------------------------
 
 
-def percentages(lm, every=1):
-    """Each `every`-th percentage, as far as the tokenizer can write it. -> {percent: token ids}"""
-    found = {percent: lm.proceed(f" {percent}%") for percent in range(0, 101, every)}
-    return {percent: ids for percent, ids in found.items() if written(lm, ids, f"{percent}%")}
+def numbers(lm, statement, every=1):
+    """What states each `every`-th percent, as far as the tokenizer can write it. -> N confidences, N lists of token ids
+
+    An uncertainty has several forms, as 0.3 and 0.30, and ends with its line or with the text.
+    """
+    found, ends = [], [[]]
+    if statement.sure != 100:
+        ends = [lm.proceed("\n"), *([i] for i in sorted(stop_ids(lm, "")))]
+    for c in (percent / 100 for percent in range(0, 101, every)):
+        form, forms = statement.write(c), {statement.write(c)}
+        while form.endswith("0") and "." in form:
+            form = form[:-1].removesuffix(".")
+            forms.add(form)
+        for form in sorted(forms):
+            ids = lm.proceed(f" {form}")
+            found += [(c, ids + end) for end in ends if written(lm, ids, form)]
+    return [c for c, _ in found], [ids for _, ids in found]
 
 
 def written(lm, ids, text):
@@ -34,60 +52,64 @@ def written(lm, ids, text):
 
 
 def log_policy(lm, asked, rows, said, config):
-    """log π(c) of some of the questions and each percentage of `said`. -> (R, C), with gradient"""
-    score = scorer(lm, max(map(len, said.values())), config)
-    logp, _ = score(asked, rows, [list(said.values()) for _ in rows], config.rollout_temperature)
+    """log π of each of N statements, token ids, after some of the prompts. -> (R, N), with gradient"""
+    score = scorer(lm, max(map(len, said)), config)
+    logp, _ = score(asked, rows, [said for _ in rows], config.rollout_temperature)
     return logp.sum(-1).view(-1, len(said))
 
 
-def expected_confidence(chance, said):
-    """Mean of what would be stated, given that it is one of `said`, and the chance of that. (Q, C) -> (Q,), (Q,)"""
-    percent = torch.tensor(list(said), dtype=chance.dtype, device=chance.device)
-    return (chance * percent).sum(-1) / chance.sum(-1).clamp_min(1e-12) / 100, chance.sum(-1)
+def expected_confidence(chance, values):
+    """Mean of what would be stated, given that it is one of N values, and the chance of that. (R, N) -> (R,), (R,)"""
+    values = torch.tensor(values, dtype=chance.dtype, device=chance.device)
+    return (chance * values).sum(-1) / chance.sum(-1).clamp_min(1e-12), chance.sum(-1)
 
 
-def expect(lm, asked, config):
-    """The expected confidence in each answer, at temperature 1; None if P(no percentage) > 1/2."""
-    rows, said = list(range(len(asked.prompts))), percentages(lm)
+def expect(lm, prompt, asked, config):
+    """The expected confidence in each answer, at temperature 1; None if P(no number) > 1/2."""
+    rows, (values, said) = list(range(len(asked.prompts))), numbers(lm, prompt.statement)
     if not said:
         return [None] * len(rows)
     logp = log_policy(lm, asked, rows, said, replace(config, rollout_temperature=1.0))
-    mean, number = expected_confidence(logp.exp(), said)
+    mean, number = expected_confidence(logp.exp(), values)
     return [c if p >= 0.5 else None for c, p in zip(mean.tolist(), number.tolist(), strict=True)]
 
 
 def divergence(logp, reference):
-    """KL(policy || reference) over the percentages and, as one more outcome, all else. (Q, C) x 2 -> (Q,), in nats"""
-    rest, other = ((1 - x.exp().sum(-1)).clamp_min(1e-6) for x in (logp, reference))  # (Q,) each
+    """KL(policy || reference) over the numbers and, as one more outcome, all else. (R, N) x 2 -> (R,), in nats"""
+    rest, other = ((1 - x.exp().sum(-1)).clamp_min(1e-6) for x in (logp, reference))  # (R,) each
     return (logp.exp() * (logp - reference)).sum(-1) + rest * (rest / other).log()
 
 
 # ---- other steps of training ------------------------------------------------------------------------------------
 
 
-def instead(lm, config, reward):
-    """What rl.train is to do instead of a step from rollouts. -> (step) -> (lm, asked, chosen, optimizer) -> metrics
+def instead(lm, prompt, config, reward):
+    """What rl.train is to do instead of a step from rollouts. -> (step) -> a function of its own -> metrics
 
-    Raises ValueError for a tokenizer that cannot write percentages, if the exact gradient needs them.
+    Raises ValueError for a tokenizer that cannot write the numbers, if the exact gradient needs them.
     """
     later = None
     if config.gradient == "exact":
-        said = percentages(lm, config.every)
+        values, said = numbers(lm, prompt.statement, config.every)
         if not said:
-            raise ValueError("the exact gradient needs a tokenizer that can write percentages")
-        later = functools.partial(exact_step, said=said, reward=reward, config=config)
+            raise ValueError("the exact gradient needs a tokenizer that can write the numbers")
+        later = functools.partial(exact_step, values=values, said=said, reward=reward, config=config)
     warm_up = functools.partial(supervised_step, config=config)
     return lambda step: warm_up if step < 0 else later
 
 
-def supervised_step(lm, asked, chosen, optimizer, config):
-    """Raise log π(" 75%") for a target of 0.73. -> what is logged
+def supervised_step(lm, prompt, asked, chosen, seeds, optimizer, config):
+    """Raise log π(" 75%") for a target of 0.73, after a reflection of the base model, which is frozen. -> metrics
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
-    texts = [lm.proceed(f" {5 * round(20 * x.target)}%") for x in chosen]
+    end = "" if prompt.statement.sure == 100 else "\n"
+    texts = [lm.proceed(f" {prompt.statement.write(round(20 * x.target) / 20)}{end}") for x in chosen]
     mine = parallel.share(texts)
     with optimizer.autocast():
+        if prompt.reflection:
+            with adapter(lm, False):
+                asked = asked.after(rollout(lm, prompt, asked, 1, config.rollout_temperature, seeds))
         score = scorer(lm, max(map(len, texts)), config)
         logp, mask = score(asked, list(range(len(mine))), [[text] for text in mine], 1.0)
     loss = -(logp * mask).sum() / sum(map(len, texts))
@@ -95,20 +117,40 @@ def supervised_step(lm, asked, chosen, optimizer, config):
     return {**parallel.totals(supervised_loss=loss.item()), "grad_norm": optimizer.step()}
 
 
-def update(lm, asked, rewards, said, config, optimizer):
-    """One optimiser step on the expected reward. rewards (Q, C) of this process -> stats, log π (Q, C)"""
-    size, found, sums = parallel.totals(size=len(rewards))["size"], [], {"loss": 0.0, "kl": 0.0}
-    tree = lm.engine(max(map(len, said.values()))) is lm.sharing  # of digits: at most half of the tokens
-    at_once = config.micro_batch or max(1, lm.chunk * (1 + tree) // sum(map(len, said.values())))
+def update(lm, asked, batch, rewards, said, config, optimizer):
+    """One optimiser step on the expected reward. -> stats, log π (Q G, N)
+
+    asked: Q prompts; batch: G rollouts of each, for their reflections, or None, and G is 1; rewards: (Q, N).
+    """
+    after, group = (asked.after(batch), len(batch[0])) if batch else (asked, 1)
+    total, found, sums = parallel.totals(n=len(rewards) * group)["n"], [], {"loss": 0.0, "kl": 0.0}
+    tree = lm.engine(max(map(len, said))) is lm.sharing  # of digits: at most half of the tokens
+    at_once = config.micro_batch or max(1, lm.chunk * (1 + tree) // (sum(map(len, said)) * group))
     for start in range(0, len(rewards), at_once):
-        rows = list(range(len(rewards)))[start : start + at_once]
-        with optimizer.autocast():
-            logp = log_policy(lm, asked, rows, said, config)  # (R, C)
-        loss = -(logp.exp() * rewards[rows]).sum() / size
+        some = list(range(len(rewards)))[start : start + at_once]  # whole groups, R of them
+        rows = [q * group + g for q in some for g in range(group)]
+        thoughts = [[r.thought for r in batch[q]] for q in some if batch]
+
+        def policies(some=some, rows=rows, thoughts=thoughts):
+            with optimizer.autocast():
+                number = log_policy(lm, after, rows, said, config)  # (R G, N)
+                if not batch:
+                    return number, None, None
+                score = scorer(lm, max(map(len, sum(thoughts, []))), config)
+                return number, *score(asked, some, thoughts, config.rollout_temperature)  # (R G, T) each
+
+        logp, thought, mask = policies()
+        expected = (logp.exp() * rewards[some].repeat_interleave(group, 0)).sum(-1)  # J, (R G,)
+        loss = -expected.sum() / total
+        if batch:
+            advantage = group_advantages(expected.detach().view(-1, group).cpu(), config.advantage)  # (R, G)
+            advantage = torch.tensor(advantage, device=lm.device).flatten()
+            loss = loss + policy_loss(thought, thought.detach(), advantage, mask, normaliser=total)[0]
         if config.kl:
-            with torch.no_grad(), adapter(lm, False), optimizer.autocast():
-                reference = log_policy(lm, asked, rows, said, config)
-            kl = divergence(logp, reference).sum() / size
+            with torch.no_grad(), adapter(lm, False):
+                reference, of_thought, _ = policies()
+            kl = divergence(logp, reference).sum() / total
+            kl = kl + kl_to_reference(thought, of_thought, mask) / total if batch else kl
             loss = loss + config.kl * kl
             sums["kl"] += kl.item()
         optimizer.backward(loss)
@@ -117,16 +159,21 @@ def update(lm, asked, rewards, said, config, optimizer):
     return {"grad_norm": optimizer.step(), **parallel.totals(**sums)}, torch.cat(found)
 
 
-def exact_step(lm, asked, chosen, optimizer, said, reward, config):
-    """All that can be stated, its rewards, update. -> what is logged
+def exact_step(lm, prompt, asked, chosen, seeds, optimizer, values, said, reward, config):
+    """Reflections, all that can be stated after them, its rewards, update. -> metrics
 
     `distinct` counts what is stated at least a hundredth as often as what is stated most often.
     """
-    rewards = [[reward(c / 100, x) for c in said] for x in parallel.share(chosen)]
-    stats, logp = update(lm, asked, torch.tensor(rewards, device=lm.device), said, config, optimizer)
-    chance, rewards = (torch.tensor(parallel.gather(x)) for x in (logp.exp().tolist(), rewards))  # (Q, C), of all
-    mean, number = expected_confidence(chance, said)
-    often = chance.mean(0)  # (C,)
+    batch = None
+    if prompt.reflection:
+        with optimizer.autocast():
+            batch = rollout(lm, prompt, asked, config.rollouts, config.rollout_temperature, seeds)
+    rewards = [[reward(c, x) for c in values] for x in parallel.share(chosen)]
+    stats, logp = update(lm, asked, batch, torch.tensor(rewards, device=lm.device), said, config, optimizer)
+    chance = logp.exp().view(len(rewards), -1, len(said)).mean(1)  # over reflections
+    chance, rewards = (torch.tensor(parallel.gather(x)) for x in (chance.tolist(), rewards))  # (Q, N), of all
+    mean, number = expected_confidence(chance, values)
+    often = chance.mean(0)  # (N,)
     return {
         "reward": (chance * rewards).sum(-1).mean().item(),
         "malformed": 1 - number.mean().item(),
@@ -135,5 +182,5 @@ def exact_step(lm, asked, chosen, optimizer, said, reward, config):
         "correlation": correlation(list(zip(mean.tolist(), (x.target for x in chosen), strict=True))),
         "no_signal": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
         **stats,
-        "tokens": 0,
+        **parallel.totals(tokens=sampled(batch or [])),
     }

@@ -5,7 +5,10 @@ All are in [0, 1], as rl.calibration_reward is, and no parseable number earns 0,
 
 import math
 
+from data import STATEMENTS, Statement
 from rl import calibration_reward
+
+RLCR = Statement("<confidence>", "", r"([01](?:\.[0-9]+)?)</confidence>", 1, 0)
 
 
 def brier_reward(confidence, correct):
@@ -25,6 +28,14 @@ def log_reward(confidence, correct, floor=0.01):
         return 0.0
     c = min(max(confidence, floor), 1 - floor)
     return 1.0 + math.log(c if correct else 1 - c) / math.log(1 / floor)
+
+
+def trl_reward(completions, target, **_):
+    """The paper's reward for TRL's GRPOTrainer: texts or conversations, which state a confidence or an uncertainty as
+    here or a confidence as RLCR does; and the target of each. No number, or several, earn 0."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    read = [[form.read(text) for form in (*STATEMENTS.values(), RLCR) if form.label in text] for text in texts]
+    return [calibration_reward(r[0] if len(r) == 1 else None, p) for r, p in zip(read, target, strict=True)]
 
 
 def chosen(config):

@@ -29,10 +29,11 @@ from report.build import cores
 ROOT = Path(__file__).parent.parent
 
 
-def calunc(folder, command, flags, threads):
+def calunc(folder, command, flags, threads, program=""):
     """One call of the command line. Its output goes to a file beside the run."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "calunc.py", command, "--out", str(folder), *shlex.split(flags)]
+    argv = [sys.executable, *(["-m", *program.split()] if program else ["calunc.py"])]
+    argv += [command, "--out", str(folder), *shlex.split(flags)]
     with folder.with_name(f"{folder.name}.log").open("a") as log:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         code = subprocess.run(argv, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
@@ -41,13 +42,13 @@ def calunc(folder, command, flags, threads):
         raise ValueError(f"{folder.name} ended with {code}: {''.join(last)} ({log.name})")
 
 
-def arm(base, folder, flags, threads):
+def arm(base, folder, flags, threads, program):
     """Train and evaluate one arm on the samples of its seed."""
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.copytree(base, temporary, dirs_exist_ok=True)
         temporary.rename(folder)
-    calunc(folder, "eval", flags, threads)
+    calunc(folder, "eval", flags, threads, program)
     print(folder.name, flush=True)
 
 
@@ -105,7 +106,8 @@ def main():
         for seed in seeds:
             for name in arms:
                 folder = root / f"{slug(name)}-{seed}"
-                runs.append(pool.submit(arm, bases[seed], folder, table.call(name, seed), threads))
+                program = table.programs.get(name, "")
+                runs.append(pool.submit(arm, bases[seed], folder, table.call(name, seed), threads, program))
         for future in runs:
             future.result()
     missing = []

@@ -1,7 +1,7 @@
 """What is compared: each arm is the flags of a run, and the arms of a seed share its samples where they can."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -29,6 +29,16 @@ ABLATIONS = {
 }
 
 
+THOUGHTS = {
+    PAPER: "",
+    BRIER: "--reward brier",
+    "the number alone": "--reflection 0",
+    "the number alone, Brier reward": "--reflection 0 --reward brier",
+    "constant words": "--reflection 0",
+    "frozen reflection": "",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """A grid of runs: arms x seeds. `flags` are those of every run, `references` the arms to compare others with."""
@@ -40,6 +50,7 @@ class Table:
     references: tuple
     flags: str = ""
     resamples: int = 1000
+    programs: dict = field(default_factory=dict)  # of some arms, instead of calunc.py
 
     def call(self, arm, seed):
         """The flags of one run."""
@@ -59,6 +70,14 @@ SMOLLM2_ARMS = {
     "supervised on the target": "--steps 0 --warmup 150",
     OURS: "--gradient exact --reward hybrid --target answer --warmup 200 --steps 50",
 }
+WARM = "--warmup 30 --steps 50"
+SMOLLM2_THOUGHTS = {
+    PAPER: f"{WARM} --baselines stated,p-true",
+    BRIER: f"{WARM} --reward brier",
+    "the number alone": f"{WARM} --reflection 0",
+    "the number alone, Brier reward": f"{WARM} --reflection 0 --reward brier",
+    "exact gradient after a reflection": f"{WARM} --gradient exact --every 5",
+}
 GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continents calling_codes domains".split())
 SMOLLM2 = (
     f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
@@ -67,7 +86,25 @@ SMOLLM2 = (
     "--questions 24 --rollouts 8 --every 5 --lr 1e-3"
 )
 
+SMOLLM2_REFLECTING = (
+    f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
+    "--ood facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl "
+    "--platt-questions 300 --train-questions 1000 --test-questions 500 --ood-questions 150 "
+    "--questions 12 --rollouts 8 --reflection 24 --lr 1e-3"
+)
+
 TABLES = {
+    "toy-reflection": Table(
+        "What a reflection is good for, on five toy worlds", "All arms have the same questions, samples and steps.",
+        THOUGHTS, SEEDS, (PAPER, "the number alone"), programs={
+            "constant words": "experiments.thoughts constant", "frozen reflection": "experiments.thoughts frozen",
+        },
+    ),
+    "smollm2-reflection": Table(
+        "Reflection with SmolLM2-135M and real questions",
+        "All arms have the same questions and samples, 30 supervised steps and 50 of reinforcement learning.",
+        SMOLLM2_THOUGHTS, (1,), (PAPER, "the number alone"), SMOLLM2_REFLECTING,
+    ),
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
         ARMS, SEEDS, (BRIER, PAPER), "--steps 1000",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.files import first, nearest
 from infra.folder import STAGES, Run
-from settings import TOY, Config, check, option, usual
+from settings import PAPER, RECIPES, TOY, Config, check, option, origin, usual
 
 USES = ("ask", "predict", "merge")
 GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt scaling", "train": "training",
@@ -34,11 +34,17 @@ def parse(argv, about=None):
     parser.add_argument("--out", help="run folder to write (default: runs/MODEL, or runs/MODEL-SEED); for predict, the "
                         "JSONL file; for merge, the folder of the model")  # fmt: skip
     parser.add_argument("--run", help="run folder that ask, predict and merge use (default: runs/toy)")
+    parser.add_argument("--show-reflection", action="store_true", help="ask prints the reflection too")
+    parser.add_argument("--recipe", choices=RECIPES, help="many settings at once, which other flags override; paper: "
+                        "all of the paper's; small: its method at the size of two CPU cores")  # fmt: skip
+    parser.add_argument("--print-settings", action="store_true", help="print every setting and who chose it, and exit")
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     groups = {stage: parser.add_argument_group(title) for stage, title in GROUPS.items()}
     for f in fields(Config):
-        default = f"default: {f.default}" + (f"; toy: {TOY[f.name]}" if f.name in TOY else "")
-        text = f.metadata["help"].replace("%", "%%") + (f" ({default})" if f.default != "" else "")
+        values = {"default": f.default, "toy": TOY.get(f.name, ""), "paper": PAPER.get(f.name, "")}
+        values = [f"{who}: {value}" for who, value in values.items()
+                  if value != "" and (who == "default" or value != f.default)]  # fmt: skip
+        text = f.metadata["help"].replace("%", "%%") + (f" ({'; '.join(values)})" if values else "")
         choices = f.metadata["choices"]
         groups[f.metadata["stage"]].add_argument(option(f.name), type=f.type, default=argparse.SUPPRESS, help=text,
             choices=choices, metavar=None if choices else f.type.__name__.upper())  # fmt: skip
@@ -49,6 +55,7 @@ def parse(argv, about=None):
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    args.given = RECIPES.get(args.recipe, {}) | args.given
     for name in {"model", "embedder", "dataset", "ood"} & args.given.keys():  # one path has one spelling
         words = [word.strip() for word in args.given[name].split(",")]
         args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)
@@ -119,6 +126,12 @@ def plan(args, config):
     if not todo and not run.path("config.json").exists():
         run.write_config(config)
     return run, todo
+
+
+def show_settings(config):
+    for f in fields(config):
+        if f.metadata["stage"]:
+            print(f"{option(f.name)} {getattr(config, f.name)}  ({origin(f.name, config)})")
 
 
 def goodbye(run, summary, warnings):

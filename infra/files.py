@@ -58,8 +58,8 @@ def parsed(text, where):
         raise ValueError(f"{where}: not JSON ({error})") from None
 
 
-def read_questions(path):
-    """Lines of JSONL with a `question` -> (where, row) pairs. Raises ValueError that names the file and the line."""
+def read_rows(path):
+    """Lines of JSONL -> (where, dict) pairs. Raises ValueError that names the file and the line."""
     if not Path(path).exists():
         raise ValueError(f"there is no file {path}; {nearest(path) or 'look at its name'}")
     try:
@@ -69,7 +69,16 @@ def read_questions(path):
     found = [(f"{path}, line {number}", text) for number, text in enumerate(lines, 1) if text.strip()]
     found = [(where, parsed(text, where)) for where, text in found]
     for where, row in found:
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not an object")
+    return found
+
+
+def read_questions(path):
+    """Rows with a `question`."""
+    found = read_rows(path)
+    for where, row in found:
+        if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{where}: needs a non-empty string `question`")
     if not found:
         raise ValueError(f"{path} holds no questions")

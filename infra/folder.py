@@ -24,7 +24,7 @@ FILES = {  # the stages in their order, and what each of them writes
              "risk_coverage.png", "entropy.png", "training.png"),
 }  # fmt: skip
 STAGES = tuple(FILES)
-FORMAT = 4  # of the files; a folder of another format is refused
+FORMAT = 5  # of the files; a folder of another format is refused
 LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
 
 
@@ -160,6 +160,8 @@ class Run:
 def key(stage, config):
     """A digest of all settings that a stage, or one before it, depends on; of local models; of the question files."""
     questions = {name: _digest(file) for name, file in files_of(f"{config.dataset},{config.ood}").items()}
+    if config.labels and stage != "sample":
+        questions |= {"labels": _digest(Path(config.labels)) if Path(config.labels).is_file() else None}
     return f"{model_key(stage, config)}-{short(questions)}"
 
 
@@ -167,9 +169,13 @@ def model_key(stage, config):
     """The first two parts of the key: without the question files, which nobody needs any more who asks the model."""
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
-    used = [config.model, config.embedder] if stage != "sample" else [config.model]
-    local = [_digest(Path(name)) for name in used if name not in ("toy", "self") and Path(name).is_dir()]
-    return f"{short(settings | {'format': FORMAT})}-{short(local)}"
+    used = [config.model, config.embedder, config.judge] if stage != "sample" else [config.model]
+    return f"{short(settings | {'format': FORMAT})}-{short(local(used))}"
+
+
+def local(models):
+    """Digests of those models that are folders."""
+    return [_digest(Path(name)) for name in models if name not in ("", "toy", "self") and Path(name).is_dir()]
 
 
 def short(value):

@@ -92,3 +92,11 @@ def save(model, tokenizer, folder, card=""):
     if card:
         (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.rename(folder)
+
+
+def amp_dtype(amp, device):
+    """ "auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
+    if amp == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "off" if device.type == "cpu" else "bf16" if fast else "fp16"
+    return {"auto": None, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

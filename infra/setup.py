@@ -45,11 +45,12 @@ def load_questions(config):
 
 def check_lengths(config, model, prompt, questions):
     """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
-    context, turn = prompt.confidence("", "", config.reasoning > 0)
-    more = len(context) + len(turn) - len(prompt.answer("")) + config.answer_tokens + config.reasoning
+    (context, turn), first = prompt.confidence("", ""), prompt.answer("")
+    answer = config.answer_tokens + (config.thought_tokens + 2 * rl.NUMBER_TOKENS) * prompt.reasoned
+    second = len(context) + len(turn) - len(first) + answer + prompt.reflection + 2 * rl.NUMBER_TOKENS
     for _, q in questions:
         with models.refused(f"question {q.id}"):
-            lm.check_context(model, [prompt.answer(q.question)], more + 2 * rl.NUMBER_TOKENS)
+            lm.check_context(model, [prompt.answer(q.question)], max(answer, second))
 
 
 def load_model(config, run):
@@ -76,7 +77,8 @@ def load_model(config, run):
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
     style = "chat" if template and config.prompt != "fewshot" else "fewshot"
     model = with_engine(model, config.engine)
-    return model, data.Prompt(model, style, () if config.model == "toy" else data.EXAMPLES)
+    return model, data.Prompt(model, style, () if config.model == "toy" else data.EXAMPLES, config.answer == "reasoned",
+                              config.reflection, data.STATEMENTS[config.statement])  # fmt: skip
 
 
 def with_engine(model, engine):

@@ -34,7 +34,7 @@ def environment(device="cpu"):
 def teacher_cost(samples, seconds):
     """Mean generated tokens and seconds per question, of the answer alone and of the teacher. seconds: mean of the
     sample stage, whose one pass draws answer and samples, so that its time is split by tokens."""
-    answer = float(np.mean([s["answer_tokens"] for s in samples]))
+    answer = float(np.mean([s["reply_tokens"] for s in samples]))
     both = answer + float(np.mean([s["sample_tokens"] for s in samples]))
     return {"answer": {"tokens": answer, "seconds": seconds * answer / both},
             "target": {"tokens": both, "seconds": seconds}}  # fmt: skip
@@ -62,8 +62,9 @@ def build(rows, fit, log, cost, stages, config, environment):
         sets[part] = evaluate([r for r in rows if r["part"] == part], config)
         warnings += [f"{part}: {warning}" for warning in _doubts(sets[part])]
     warnings += [f"training: {trouble}" for trouble in troubles(log)]
+    agree = float(np.mean([r["correct"] == r["exact"] for r in rows]))  # of the grader with exact match
     platt = {"a": fit.a, "b": fit.b, "formula": fit.formula()}
-    return {"sets": sets, "cost": cost, "stages": stages, "platt": platt, "warnings": warnings,
+    return {"sets": sets, "cost": cost, "stages": stages, "platt": platt, "agree": agree, "warnings": warnings,
             "config": asdict(config), "environment": environment}  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def evaluate(rows, config):
             continue
         dropped, worst = with_missing(confidence, correct)
         malformed[title] = float(1 - stated.mean())
-        methods[title] = _scored(*worst, family, config)
+        target = np.array([r["target"] for r in rows])
+        methods[title] = _scored(*worst, family, config) | {"spearman": spearman(worst[0], target)}
         if 0 < stated.sum() < len(rows):
             methods[f"{title}, malformed dropped"] = _scored(*dropped, family[stated], config)
     return {"n": len(rows), "accuracy": float(correct.mean()), "malformed": malformed, "methods": methods,

@@ -20,10 +20,11 @@ def adapter(report):
 
 
 def merged(report, prompt):
-    """-> README.md of the merged model's folder. prompt: the text that the model continues with a percentage"""
+    """-> README.md of the merged model's folder. prompt: the text that the model continues"""
+    what = "a reflection and a number" if report["config"]["reflection"] else "a number"
     return _card(report, "transformers", "The adapter is merged into the weights. This model states the confidence of "
-                 "answers that the base model gave; its own answers were not measured. It continues this text with a "
-                 f"percentage:\n\n```text\n{prompt}\n```")  # fmt: skip
+                 "answers that the base model gave; its own answers were not measured. It continues this text with "
+                 f"{what}:\n\n```text\n{prompt}\n```")  # fmt: skip
 
 
 def _card(report, library, text):
@@ -39,5 +40,5 @@ def _card(report, library, text):
                          tags=["calibration", "uncertainty"])  # fmt: skip
     table = "\n".join(lines(["stated confidence, trained", "n", *SHOWN.values()], cells(rows, ["n", *SHOWN])))
     return (f"---\n{data.to_yaml()}\n---\n\n# {plain(name)}\n\nTrained by calunc on {plain(config['dataset'])} to "
-            f"state, in percent, how likely its own answer is right.\n\n{text}\n\n{table}\n\n"
+            f"state how likely its own answer is right.\n\n{text}\n\n{table}\n\n"
             "Statements that could not be parsed count as worst.\n")  # fmt: skip

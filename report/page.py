@@ -62,6 +62,9 @@ def _question(row, sample):
     found = {"set": row["part"], "before": row["untrained"], "after": row["trained"], "right": bool(row["correct"])}
     found |= {name: row[name] for name in ("id", "family", "entropy", "target", "expected") if name in row}
     found |= {"question": sample["question"], "answer": sample["answer"], "accepted": sample["answers"]}
+    thoughts = [["thought before the answer", sample["thought"]]] if sample.get("thought") else []
+    thoughts += [[way, row[f"reflection, {way}"]] for way in ("untrained", "trained") if f"reflection, {way}" in row]
+    found |= {"thoughts": thoughts} if thoughts else {}
     return found | {"samples": Counter(sample["samples"]).most_common()}
 
 

@@ -5,6 +5,7 @@ import math
 import re
 
 METHODS = {  # field of a row -> its name in the tables
+    "alone": "Stated, untrained, without reflection",
     "untrained": "Stated, untrained", "untrained, scaled": "Stated, untrained, Platt",
     "zero-shot": "Stated, zero-shot", "zero-shot, scaled": "Stated, zero-shot, Platt",
     "probability": "Sequence probability", "probability, scaled": "Sequence probability, Platt",
@@ -15,16 +16,18 @@ METHODS = {  # field of a row -> its name in the tables
     "base rate": "Base rate", "family prior": "Family prior", "truth": "Known probability",
 }  # fmt: skip
 COLUMNS = {"accuracy": "Accuracy", "ece": "ECE", "ece_mass": "ECE (mass)", "brier": "Brier", "nll": "NLL",
-           "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within", "aurc": "AURC",
-           "reliability": "Reliability", "resolution": "Resolution"}  # fmt: skip
-FEW_METHODS = ("untrained", "probability, scaled", "target", "trained", "expected", "base rate", "family prior",
-               "truth")  # fmt: skip
-FEW_COLUMNS = ("ece", "brier", "auroc", "auroc_within")
+           "auroc": "AUROC", "spearman": "Spearman", "auroc_within": "AUROC within", "ece_within": "ECE within",
+           "aurc": "AURC", "reliability": "Reliability", "resolution": "Resolution"}  # fmt: skip
+FEW_METHODS = ("alone", "untrained", "trained", "expected", "target", "probability, scaled", "consistency, scaled",
+               "base rate", "family prior", "truth")  # fmt: skip
+FEW_COLUMNS = ("ece", "brier", "auroc", "spearman")  # the paper's, and the Brier score
 LEGEND = (
     "Brackets: 95% bootstrap intervals. ECE: mean gap between confidence and accuracy, in ten bins of equal width or "
     "mass; biased upwards, and more so in resamples. Brier: mean squared error, about reliability (lower is better) - "
     "resolution (higher is better) + accuracy (1 - accuracy). NLL: log loss. AUROC: probability that a right answer "
-    "has a higher confidence than a wrong one. Within: inside families. AURC: error rate at each coverage, averaged."
+    "has a higher confidence than a wrong one. Spearman: rank correlation with the teacher. Within: inside families. "
+    "AURC: error rate at each coverage, averaged. The rows of the paper's table: Base, untrained without reflection; "
+    "Base + CoT, untrained; Entropy, trained, and Brier, trained with --reward brier."
 )
 
 
@@ -70,6 +73,8 @@ def costs(report):
 def settings(report):
     """-> {name: value} of how the numbers were made."""
     found = {"Platt scaling": f"P(correct) = {report['platt']['formula']}"}
+    if report["config"]["grader"] != "exact":
+        found["grader and exact match agree"] = f"{report['agree']:.1%} of the held-out answers"
     if report.get("language_model_error") is not None:
         found["mean error of the toy model's answer probabilities"] = number(report["language_model_error"])
     return found | report["config"] | report["environment"]

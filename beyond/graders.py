@@ -1,0 +1,89 @@
+"""Is an answer right? By its characters (data.grade), by a language model as judge, or by labels that exist already.
+
+The paper has GPT-4o-mini say yes or no. Here any causal language model does, by its probabilities of these words:
+
+    P(yes) > P(no)        after the question, its accepted answers and the answer, with four examples
+
+An answer that exact match accepts is right without asking. The rules are the paper's, in our words.
+"""
+
+from tqdm import tqdm
+
+import data
+import lm
+from infra import folder, parallel
+from infra.files import parsed, read_rows
+
+RULES = (
+    "You grade answers. Say yes if the answer is a valid reply to the question and means the same as one of the "
+    "accepted answers, even if it is more or less specific. Otherwise say no."
+)
+EXAMPLES = (
+    ("Who wrote Hamlet?", ["William Shakespeare"], "Shakespeare", "yes"),
+    ("In which year did Apollo 11 land on the Moon?", ["1969"], "1968", "no"),
+    ("Where is the Eiffel Tower?", ["Paris"], "Paris, France", "yes"),
+    ("What do bees make?", ["honey"], "silk", "no"),
+)
+ACCEPTED = 8  # are shown; some questions have dozens of spellings
+BATCH = 32
+
+
+def graded(config, run, rows, model):
+    """Rows of samples.jsonl -> N labels, 1 for a right answer, 0 for a wrong one. A judge is loaded as `model` is."""
+    if config.grader == "file":
+        labels = read_labels(config.labels)
+        missing = [row["id"] for row in rows if row["id"] not in labels]
+        if missing:
+            raise ValueError(f"{config.labels} lacks {len(missing)} of {len(rows)} labels, as that of {missing[0]}")
+        return [labels[row["id"]] for row in rows]
+    found = [data.grade(row["answer"], row["answers"], config.grader) for row in rows]
+    if config.grader == "judge":
+        wrong = [row for row, right in zip(rows, found, strict=True) if not right and row["answer"]]
+        said = judged(config, run, {key_of(row): row for row in wrong}, model)
+        found = [right or said.get(key_of(row), 0) for row, right in zip(rows, found, strict=True)]
+    return found
+
+
+def read_labels(path):
+    """JSONL of `id` and `correct` -> {id: 0 or 1}. Raises ValueError with file and line."""
+    found = {}
+    for where, row in read_rows(path):
+        if "id" not in row or row.get("correct") not in (0, 1) or str(row["id"]) in found:
+            raise ValueError(f"{where}: needs an `id` of its own and `correct`, 0 or 1")
+        found[str(row["id"])] = int(row["correct"])
+    return found
+
+
+def key_of(row):
+    return folder.short([row["question"], row["answers"], row["answer"]])
+
+
+def judged(config, run, asked, like):
+    """Ask the judge about each of {key: row}, once; what it said is kept in the run folder. -> {key: 0 or 1}"""
+    file = run.path(f".judged-{folder.short([config.judge, folder.local([config.judge])])}.json")
+    said = parsed(file.read_text(encoding="utf-8"), file) if file.exists() else {}
+    left = sorted(asked.keys() - said.keys(), key=lambda key: (len(asked[key]["question"]), key))
+    judge = lm.load(config.judge, like.device, like.model.dtype) if left else None
+    for start in tqdm(range(0, len(left), BATCH), desc="judging answers", unit="batch"):
+        batch = left[start : start + BATCH]
+        said |= dict(zip(batch, verdicts(judge, [asked[key] for key in batch]), strict=True))
+        parallel.keep(file, said)
+    return said
+
+
+def verdicts(judge, rows):
+    """Rows with a question, its answers and an answer -> 1 (yes) or 0 each."""
+    words = [judge.proceed(" yes"), judge.proceed(" no")]
+    logp, _ = lm.completion_logprobs(judge, [instruction(judge, row) for row in rows], [words] * len(rows))
+    yes, no = logp.sum(-1).view(-1, 2).unbind(1)
+    return (yes > no).long().tolist()
+
+
+def instruction(judge, row):
+    """What the judge reads, as token ids."""
+    parts = [RULES]
+    for question, accepted, answer, said in [*EXAMPLES, (row["question"], row["answers"], row["answer"], "")]:
+        lines = {"Question": question, "Accepted": " | ".join(accepted[:ACCEPTED]), "Answer": answer}
+        lines = [f"{name}: {judge.plain(' '.join(text.split()))}" for name, text in lines.items()]
+        parts.append("\n".join([*lines, f"Correct: {said}".rstrip()]))
+    return judge.encode("\n\n".join(parts), special=True)
