@@ -75,7 +75,7 @@ def sample(config, run, model, prompt, questions):
 
 def calibrate(config, run, model):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
-    if not first() and not parallel.replicas:
+    if not first():
         return 0
     embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
     found, correct = [], graders.graded(config, run, rows, model)  # (N,) of 0 and 1
@@ -123,7 +123,7 @@ def train(config, run, model, prompt):
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"] * (config.shown == "thought"))
              for s, t in pairs if s["part"] == "train"]  # fmt: skip
-    lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed)
+    lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed, dropout=config.dropout)
     log, said = [], set()
     run.write("metrics.jsonl", log)  # also where there are no steps
 
@@ -202,12 +202,12 @@ def main(argv):
             parallel.wait()  # until all have seen what is done
             # whatever cannot be used is found before anything is written
             baselines.chosen(config.baselines)
-            if config.labels:
-                graders.read_labels(config.labels)
             for name in (config.embedder if config.embedder != "self" else "", config.judge):
                 if name:
                     lm.find(name)
             questions = setup.load_questions(config) if "sample" in todo else []
+            if config.labels and "calibrate" in todo:
+                graders.labels(config, [q.id for _, q in questions] or [row["id"] for row in run.read("samples.jsonl")])
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, questions)
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?

@@ -1,11 +1,9 @@
 """Questions, prompts and grading.
 
-A question set is a list of `Question`. It comes from the toy world, from the built-in `facts`, from a JSONL file with
-`question` and `answers`, or from the Hugging Face hub through a descriptor of a few lines. `Prompt` turns a question
-into token ids for the two turns: the answer, and the confidence in an answer that is frozen text.
+A question set is a list of `Question`: from the toy world, the built-in `facts`, a JSONL file, or the Hugging Face hub.
+`Prompt` turns a question into token ids for the two turns: the answer, and the confidence in it as frozen text.
 
-From infra: files (read_questions; nearest, for names that are not there), hub,
-text.stop_ids.
+From infra: files (read_questions, nearest), hub, text.stop_ids.
 """
 
 import re
@@ -122,7 +120,7 @@ def split(questions, sizes, seed):
     return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
-# ---- what is stated ----------------------------------------------------------------------------------------------
+# ---- statements and prompts -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,10 +140,7 @@ class Statement:
         return f"{value:.0f}%" if self.sure == 100 else f"{value:.2f}"
 
     def read(self, text):
-        """-> a confidence in [0, 1]; None unless the text has the label and one number, once.
-
-        Nothing but blanks and full stops may follow the number. Only ASCII digits count.
-        """
+        """-> a confidence in [0, 1]; None unless all after the label is one number, in ASCII digits, and full stops."""
         _, label, after = text.partition(self.label)
         match = re.fullmatch(rf"\s*{self.number}[\s.]*", after)
         stated = (float(match[1]) - self.unsure) / (self.sure - self.unsure) if label and match else None
@@ -165,10 +160,7 @@ def parse_confidence(text):
     return STATEMENTS["confidence"].read(text)
 
 
-# ---- prompts ----------------------------------------------------------------------------------------------------
-
-# Question, thought, answer, reflection, confidence. Some answers are wrong and are doubted, so that the whole range is
-# shown. No built-in family asks such questions.
+# question, thought, answer, reflection, confidence; wrong answers are doubted; no built-in family asks such questions
 EXAMPLES = (
     ("How many legs does a spider have?", "Spiders are arachnids, which have four pairs of legs.", "8",
      "All arachnids have eight legs, so I am sure.", 0.97),
@@ -214,16 +206,16 @@ class Prompt:
         thought: what came before the answer, to be shown too. The base model reads the context, and the adapter is on
         from the turn on. The number comes next, or the reflection.
         """
-        closing, opening = self._between()
+        closing, opening = self._between(self._how_sure())
         context = self._encode(self._asked(question, True))
         context += self.lm.proceed(self._answered(self._line(answer), self._line(thought)) + closing)
         return context, self.lm.proceed(opening + ("Reflection:" if self.reflection else self.statement.label))
 
     def after(self, last, label):
         """What is forced after a thought that ends with `last`: a label on a new line. It is no action of the model."""
-        end = self.lm.tokenizer.decode([last])
+        end, ask = self.lm.tokenizer.decode([last]), ASK if label == "Answer:" else self._how_sure()
         if self.style == "chat" and last in stop_ids(self.lm, ""):  # its reply is over: the next one begins so
-            return self.lm.proceed("".join(self._between()).removeprefix(end) + label)
+            return self.lm.proceed("".join(self._between(ask)).removeprefix(end) + label)
         return self.lm.proceed(("" if end.endswith("\n") else "\n") + label)
 
     def _asked(self, question, second):
@@ -246,12 +238,12 @@ class Prompt:
     def _how_sure(self):
         return f"{REFLECT} {self.statement.ask}" if self.reflection else self.statement.ask
 
-    def _between(self):
-        """What comes after an answer: the end of that reply in the chat template, and all before the next one."""
+    def _between(self, ask):
+        """What comes after a reply: its end in the chat template, and all before the next one."""
         if self.style == "fewshot":
             return "", "\n"
         closing, _, opening = self._chat([(ASK, "ANSWER"), ("NEXT", None)]).rpartition("ANSWER")[2].partition("NEXT")
-        return closing, self._how_sure() + opening
+        return closing, ask + opening
 
     def _encode(self, text):
         return self.lm.encode(text, special=self.style == "fewshot")

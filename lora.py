@@ -30,10 +30,10 @@ from infra.files import write_whole
 class LoRA(nn.Module):
     """A frozen nn.Linear or GPT-2 Conv1D with a low-rank update."""
 
-    def __init__(self, base, rank, alpha):
+    def __init__(self, base, rank, alpha, dropout=0.0):
         super().__init__()
         d_out, d_in = base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape
-        self.base, self.scale, self.on, self.dropout = base, alpha / rank, True, 0.0
+        self.base, self.scale, self.on, self.dropout = base, alpha / rank, True, dropout
         kwargs = dict(device=base.weight.device, dtype=torch.float32)  # master weights stay in float32 under AMP
         self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
         self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
@@ -41,12 +41,13 @@ class LoRA(nn.Module):
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)
         if self.on:
-            x = F.dropout(x.to(self.A.dtype), self.dropout, self.dropout > 0)
+            # only where there are gradients: what samples, and what is compared with, is the whole policy
+            x = F.dropout(x.to(self.A.dtype), self.dropout, training=torch.is_grad_enabled())
             y = y + self.scale * F.linear(F.linear(x, self.A), self.B).to(y.dtype)
         return y
 
 
-def add_lora(lm, rank=16, alpha=32, seed=0):
+def add_lora(lm, rank=16, alpha=32, seed=0, dropout=0.0):
     """Put a LoRA on every linear map but the output head. -> list of trainable parameters"""
     head = lm.model.get_output_embeddings()
     found = [(n, m) for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
@@ -54,7 +55,7 @@ def add_lora(lm, rank=16, alpha=32, seed=0):
         torch.manual_seed(seed)
         for name, module in found:
             parent, _, child = name.rpartition(".")
-            setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha))
+            setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha, dropout))
     return [p for p in lm.model.parameters() if p.requires_grad]
 
 
@@ -63,26 +64,17 @@ def _loras(lm):
 
 
 @contextlib.contextmanager
-def _having(lm, name, value):
+def adapter(lm, on):
+    """Switch the adapter on or off inside a `with` block."""
     loras = list(_loras(lm).values())
-    before = [getattr(module, name) for module in loras]
+    before = [module.on for module in loras]
     try:
         for module in loras:
-            setattr(module, name, value)
+            module.on = on
         yield
     finally:
         for module, state in zip(loras, before, strict=True):
-            setattr(module, name, state)
-
-
-def adapter(lm, on):
-    """Switch the adapter on or off inside a `with` block."""
-    return _having(lm, "on", on)
-
-
-def dropping(lm, probability):
-    """Dropout on the inputs of the adapter inside a `with` block. What samples, and what is compared with, has none."""
-    return _having(lm, "dropout", probability)
+            module.on = state
 
 
 @torch.no_grad()

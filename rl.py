@@ -9,15 +9,13 @@ c_i is the stated confidence of rollout i, p the target of its question, M the n
 is split. There is one update per batch of rollouts: without dropout the ratio is 1 in value, the clip never acts, and L
 has the gradient of REINFORCE. A rollout reflects first: its tokens get the advantage of the number that they lead to.
 
-GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over
-the tokens of each rollout, and adds a k3 estimate of the divergence. Here the advantage has the scale of the reward,
-tokens are summed, and the divergence is k2 (see kl_to_reference).
+GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over a
+rollout's tokens, and adds a k3 divergence. Here it has the scale of the reward, tokens are summed, and k2 is added.
 
 Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
 Left out: a value network, as the group is the baseline, and a reward on the answer, which is frozen text.
 
-From infra: parallel (a process's share of the questions, sums over processes); loop (resuming, micro-batches, the log);
-models.amp_dtype.
+From infra: parallel (shares and sums of processes), loop (resuming, micro-batches, the log), models.amp_dtype.
 """
 
 import functools
@@ -32,7 +30,7 @@ from infra import parallel
 from infra.loop import Loop, measures, micro_batches
 from infra.models import amp_dtype
 from lm import CACHED, Read, read, read_on, seed_of, stop_ids
-from lora import adapter, dropping
+from lora import adapter
 
 NUMBER_TOKENS = 6  # the longest statement
 
@@ -42,8 +40,7 @@ NUMBER_TOKENS = 6  # the longest statement
 def calibration_reward(confidence, target, tolerance=0.05):
     """1 - max(tolerance, |c - p|), the paper's reward; None, no parseable number, earns 0.
 
-    confidence: in [0, 1] or None; target: the calibrated probability in [0, 1]. Inside the tolerance all is equally
-    good. Raises ValueError for numbers outside [0, 1].
+    target: the calibrated probability. Inside the tolerance all is equally good. Raises ValueError outside [0, 1].
     """
     if not 0 <= target <= 1 or confidence is not None and not 0 <= confidence <= 1:
         raise ValueError(f"confidence and target must be in [0, 1], not {confidence} and {target}")
@@ -54,8 +51,7 @@ def group_advantages(rewards, kind="loo"):
     """Advantages inside each group of rollouts of one question. (Q, G) -> (Q, G) float64, rewards unchanged.
 
     "loo": r_i - mean of the others; "center": r_i - mean; "zscore": (r_i - mean) / (std + 1e-6), GRPO's.
-    A group whose rewards are all equal gets exactly 0. Raises ValueError for an unknown kind, a shape other than
-    (Q, G), and rewards that are not finite.
+    A group whose rewards are all equal gets exactly 0. Raises ValueError for another kind, shape, and for nan and inf.
     """
     r = np.asarray(rewards, dtype=np.float64)
     if r.ndim != 2 or 0 in r.shape or not np.isfinite(r).all():
@@ -76,10 +72,9 @@ def group_advantages(rewards, kind="loo"):
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, normaliser=None):
     """PPO's clipped policy-gradient loss. (B, T), (B, T), (B,), (B, T) -> scalar, stats.
 
-    old_logp: log-probabilities under the policy that sampled, without gradient. normaliser: what the sum over tokens
-    is divided by; B unless given (give the size of the whole step when B is a micro-batch).
-    stats: clip_fraction, the share of real tokens whose ratio left [1 - clip, 1 + clip]; approx_kl, the mean over real
-    tokens of old_logp - logp, in nats.
+    old_logp: under the policy that sampled, without gradient. normaliser: what the sum over tokens is divided by, B if not
+    given (give the size of the whole step when B is a micro-batch). stats: clip_fraction, the share of tokens whose
+    ratio left [1 - clip, 1 + clip]; approx_kl, the mean over tokens of old_logp - logp, in nats.
     """
     log_ratio = (logp - old_logp) * mask
     ratio = log_ratio.exp()
@@ -95,8 +90,8 @@ def kl_to_reference(logp, ref_logp, mask):
     """Low-variance estimate of KL(policy || reference), k2 = (logp - ref)²/2, (B, T) x 3 -> sum over tokens.
 
     As a loss on fresh samples, each token's k2 has the expected gradient of that token's KL(policy || reference) given
-    the tokens before it (that these change too is left out); k1's is zero, and k3's is that of KL(reference || policy).
-    Names and estimators: Schulman, "Approximating KL Divergence", 2020.
+    the tokens before it; k1's is zero, and k3's is that of KL(reference || policy). Schulman, "Approximating KL
+    Divergence", 2020.
     """
     return (0.5 * (logp - ref_logp) ** 2 * mask).sum()
 
@@ -108,7 +103,7 @@ def kl_to_reference(logp, ref_logp, mask):
 class Asked:
     """R prompts, up to the point where the model is to reflect or to state its confidence."""
 
-    prompts: list  # R lists of token ids, the turn that asks for the confidence included
+    prompts: list  # R lists of token ids, with the turn that asks for the confidence
     frozen: Read | None  # what the base model has read of them, all but that turn; None: the adapter reads everything
     whose: list  # R: the row of `frozen` that each prompt goes on from
 
@@ -136,12 +131,11 @@ def ask(lm, prompt, pairs, config):
 def think(lm, now, temperatures, tokens, seeds, force):
     """Let each completion think to the end of its line. force: the last token of a thought -> what is forced after it.
 
-    -> Read of the prompts with all that, a row for each completion; the thoughts; what was forced (token ids)
+    -> Read of all that, a row for each completion; the thoughts; what was forced (token ids)
     """
     thoughts = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
     whose, thoughts = [q for q in range(len(thoughts)) for _ in temperatures], sum(thoughts, [])
-    force = functools.cache(force)
-    forced = [force(t[-1]) for t in thoughts]
+    forced = [*map(functools.cache(force), (t[-1] for t in thoughts))]
     prompts = [now.prompts[q] + t + f for q, t, f in zip(whose, thoughts, forced, strict=True)]
     return read_on(lm, now, whose, prompts), thoughts, forced
 
@@ -160,7 +154,7 @@ class Rollout(NamedTuple):
 
     @property
     def actions(self):
-        """1 where a token was sampled, 0 where it was forced."""
+        """1: the token was sampled, 0: it was forced."""
         return [1] * len(self.thought) + [0] * len(self.forced) + [1] * len(self.number)
 
 
@@ -179,9 +173,8 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
         now, own, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
         thoughts, forced = ([[]] * (len(rows) * group) for _ in range(2))  # question by question
         if prompt.reflection:
-            label = functools.partial(prompt.after, label=statement.label)
-            temperatures, reflecting = [temperature] * group, [seeds[q] for q in rows]
-            now, thoughts, forced = think(lm, now, temperatures, prompt.reflection, reflecting, label)
+            label, first = functools.partial(prompt.after, label=statement.label), [seeds[q] for q in rows]
+            now, thoughts, forced = think(lm, now, [temperature] * group, prompt.reflection, first, label)
             own, each = [seed_of(seed, g) for seed in own for g in range(group)], 1
         numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, own), [])
         # with special tokens, which would hide in the midst of a number; but without the one that ends it
@@ -190,11 +183,6 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
         every = [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
         found += [every[i : i + group] for i in range(0, len(every), group)]
     return found
-
-
-def sampled(rollouts):
-    """Number of sampled tokens."""
-    return sum(len(r.thought) + len(r.number) for group in rollouts for r in group)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -222,9 +210,7 @@ class Optimizer:
         self.params = [p for p in lm.model.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(self.params, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
         total = config.warmup + config.steps  # the learning rate rises for ten steps, then falls linearly to zero
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.adam, lambda step: min((step + 1) / 10, 1 - step / max(total, 1))
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda i: min((i + 1) / 10, 1 - i / max(total, 1)))
         self.device, self.dtype = lm.device.type, amp_dtype(config.amp, lm.device)
         # fp16 gradients of a small loss underflow unless the loss is scaled up; bf16 has the range of fp32
         self.scaler = torch.amp.GradScaler(self.device, init_scale=2.0**10, enabled=self.dtype == torch.float16)
@@ -255,9 +241,8 @@ class Optimizer:
 def scorer(lm, tokens, config):
     """What reads and scores completions of up to so many tokens; with --recompute it keeps no activations."""
 
-    def score(asked, rows, completions, temperature, dropout=0.0):
-        with dropping(lm, dropout):
-            return lm.engine(tokens).completion_logprobs(lm, asked.read(lm, rows), completions, temperature)
+    def score(asked, rows, completions, temperature):
+        return lm.engine(tokens).completion_logprobs(lm, asked.read(lm, rows), completions, temperature)
 
     return functools.partial(checkpoint, score, use_reentrant=False) if config.recompute == "on" else score
 
@@ -274,6 +259,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
     for step in loop:  # the supervised steps of --warmup have negative numbers
         # questions: with the model's own answers, which the base model reads
         chosen = loop.choose(items)
+        torch.manual_seed(seed_of(config.seed, "dropout", step))
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
             asked = ask(lm, prompt, [(x.question, x.answer, x.thought) for _, x in mine], config)
@@ -286,7 +272,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         with optimizer.autocast():
             batch = rollout(lm, prompt, asked, config.rollouts, temperature, seeds)
         # rewards, advantages
-        rewards = np.array([[reward(r.confidence, x) for r in rs] for rs, (_, x) in zip(batch, mine, strict=True)])
+        rewards = [[reward(r.confidence, x) for r in group] for group, (_, x) in zip(batch, mine, strict=True)]
         advantages = group_advantages(rewards, config.advantage)  # (Q, G)
         # log-probabilities, loss, gradient, step
         tokens, sums = [[r.tokens for r in group] for group in batch], {"loss": 0.0, "kl": 0.0}
@@ -296,8 +282,8 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
             said = [[tokens[q][g] for g in some] for q, some in part]
             with optimizer.autocast():
-                logp, mask = score(asked, rows, said, temperature, config.dropout)  # (B, T)
-                with torch.no_grad():  # the policy that sampled had no dropout
+                logp, mask = score(asked, rows, said, temperature)  # (B, T)
+                with torch.no_grad():  # without dropout, as when it was sampled
                     old = score(asked, rows, said, temperature)[0] if config.dropout else logp.detach()
             actions = [batch[q][g].actions for q, g in places]
             actions = torch.tensor([a + [0] * (mask.shape[1] - len(a)) for a in actions], device=lm.device)  # (B, T)
@@ -311,6 +297,4 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
                 sums["kl"] += divergence.item()
             optimizer.backward(loss)
             sums["loss"] += loss.item()
-        norm, sums = optimizer.step(), parallel.totals(**sums, tokens=sampled(batch))
-        stated = [[r.confidence for r in group] for group in batch]
-        loop.record(**measures(rewards, stated, chosen), grad_norm=norm, **sums)
+        loop.record(**measures(rewards, batch, chosen), grad_norm=optimizer.step(), **parallel.totals(**sums))

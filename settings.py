@@ -98,8 +98,6 @@ class Config:
                        "shared for short completions, if the model allows it", None,
                        choices=("auto", "plain", "shared"))  # fmt: skip
     device: str = flag("auto", "auto: cuda if there is one", None, choices=("auto", "cpu", "cuda"))
-    shard: str = flag("off", "with torchrun, for a model that does not fit one device: each process holds a share of "
-                      "the frozen weights, and all do the same work", None, choices=("off", "on"))  # fmt: skip
 
 
 # What the toy world needs instead: it is small enough for large batches, and its hidden states point much the same
@@ -107,10 +105,8 @@ class Config:
 TOY = dict(
     dataset="toy",
     platt_questions=100, train_questions=1400, test_questions=600, ood_questions=600, answer_tokens=4, sample_batch=200,
-    gamma=16.0, steps=500, questions=32, lr=4e-3, reflection=5,
+    gamma=16.0, steps=250, questions=32, rollouts=8, lr=4e-3, reflection=5,
 )  # fmt: skip
-
-
 # What the paper states (arXiv 2603.06317); a recipe adds what it leaves open. Embedder and gamma: arXiv 2509.22272.
 PAPER = dict(
     model="Qwen/Qwen2.5-7B-Instruct", dataset="trivia_qa,nq_open", ood="gsm8k", prompt="chat", answer="reasoned",
@@ -123,8 +119,7 @@ RECIPES = {
     "paper": PAPER | dict(
         embedder="sentence-transformers/all-mpnet-base-v2", judge="Qwen/Qwen2.5-7B-Instruct", platt_questions=2000,
         ood_questions=1319, answer_tokens=32, thought_tokens=96, reflection=64, lr=2e-5),
-    # the same method on two cores, with what scripts/fetch_*.py fetch
-    "small": dict(
+    "small": dict(  # on two cores, with what scripts/fetch_*.py fetch
         model="models/smollm2-135m-instruct", embedder="models/all-minilm-l6-v2", prompt="fewshot",
         dataset="facts,questions/triviaqa_train.jsonl", ood="questions/webquestions.jsonl,questions/gsm8k_test.jsonl",
         platt_questions=300, train_questions=1300, test_questions=600, ood_questions=200, sample_batch=48,
@@ -140,13 +135,6 @@ def option(name):
 def usual(model):
     """The default of every setting, where the toy model has some of its own. -> dict"""
     return {f.name: f.default for f in fields(Config)} | (TOY if model == "toy" else {})
-
-
-def origin(name, config):
-    """Who chose the value of a setting."""
-    if name not in PAPER:
-        return "our choice: not stated"
-    return "paper" if getattr(config, name) == PAPER[name] else f"our choice; paper: {PAPER[name]}"
 
 
 def flags(config):
@@ -174,8 +162,6 @@ def check(config):
         f"--tolerance is {config.tolerance}: it must be below 1, or every number earns the same": config.tolerance >= 1,
         f"--questions is {config.questions}, fewer than the {processes()} processes":
             config.questions < processes(),
-        "--shard on needs more than one process: torchrun --nproc-per-node N calunc.py ...":
-            config.shard == "on" and processes() == 1,
         f"--dropout is {config.dropout}: it must be below 1": config.dropout >= 1,
         "--dropout is for rollouts: it takes no --gradient exact": config.dropout and config.gradient == "exact",
         "--grader judge needs --judge, and --judge needs it": (config.grader == "judge") != bool(config.judge),

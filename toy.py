@@ -119,7 +119,7 @@ def corpus(world, tokenizer):
     return draw
 
 
-def train(world, steps=600, batch=256, lr=4e-3, seed=0, width=96, layers=3):
+def train(world, steps=500, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     """-> a tiny GPT-2 of about 0.6M parameters, trained from scratch on the corpus, and its tokenizer."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

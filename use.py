@@ -1,12 +1,10 @@
-"""What a trained run is for: a language model that answers and says how sure it is.
+"""What a trained run is for: a language model that answers and says how sure it is. `ask`, `predict`, `merge` use it.
 
     lm = CalibratedLM("runs/x")
     answer = lm.ask("What is the capital of Peru?")
     answer.text, answer.confidence
 
-The commands `ask`, `predict` and `merge` use the same run folders.
-
-From infra: setup (the model and the settings of a run), folder.Run, files.read_questions, models.save.
+From infra: setup (the model and the settings of a run), folder.Run, files.read_questions, loop.sampled, models.save.
 """
 
 import functools
@@ -25,6 +23,7 @@ from beyond import baselines, exact
 from infra import models, setup
 from infra.files import read_questions
 from infra.folder import Run
+from infra.loop import sampled
 from report import card
 
 
@@ -78,15 +77,18 @@ class Reply(NamedTuple):
 def answers(model, prompt, questions, temperatures, seeds, config):
     """Answer Q questions, once at each of n temperatures, with the adapter as it is. -> Q lists of n Replies"""
     now, n, stop = [prompt.answer(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
+    longest = max(map(len, now)) + config.thought_tokens + config.answer_tokens
+    fit = max(1, min(lm.CACHED // longest, model.chunk) // n)
+    if prompt.reasoned and fit < len(now):  # each thought is a prompt of its own
+        cuts = [slice(i, i + fit) for i in range(0, len(now), fit)]
+        return sum((answers(model, prompt, questions[s], temperatures, seeds[s], config) for s in cuts), [])
     thoughts, parts = [[]] * (len(now) * n), [(range(len(now) * n), now, temperatures, seeds)]
     if prompt.reasoned:
         force = functools.partial(prompt.after, label="Answer:")
         now, thoughts, _ = rl.think(model, lm.read(model, now), temperatures, config.thought_tokens, seeds, force)
         after = [lm.seed_of(seeds[i // n], "answer", i % n) for i in range(len(thoughts))]
-        parts = []
-        for t in dict.fromkeys(temperatures):  # each thought is a prompt of its own
-            rows = [i for i in range(len(thoughts)) if temperatures[i % n] == t]
-            parts.append((rows, now.some(rows), [t], [after[i] for i in rows]))
+        same = {t: [i for i in range(len(thoughts)) if temperatures[i % n] == t] for t in temperatures}
+        parts = [(rows, now.some(rows), [t], [after[i] for i in rows]) for t, rows in same.items()]
     found = {}
     for rows, read, own, seeds in parts:
         engine = model.engine(config.answer_tokens)
@@ -122,16 +124,15 @@ def state(model, prompt, pairs, ways, config):
         return said, time.perf_counter() - start
 
     for way in ways:
-        said, took, on = None, 0.0, way in ("trained", "expected")
-        if prompt.reflection or way not in ("expected", "p-true"):
-            said, took = spoken(on)
-        start, tokens = time.perf_counter(), rl.sampled(said or [])
+        on = way in ("trained", "expected")
+        said, took = spoken(on) if prompt.reflection or way not in ("expected", "p-true") else ([], 0.0)
+        start, tokens = time.perf_counter(), sampled(said)
         with torch.no_grad(), lora.adapter(model, on):
             if way == "p-true":
                 stated = baselines.p_true(model, asked, config)
             elif way == "expected":
                 stated = exact.expect(model, prompt, asked.after(said) if said else asked, config)
-                tokens = sum(len(r.thought) for (r,) in said or [])
+                tokens = sum(len(r.thought) for (r,) in said)
             else:
                 stated = [r.confidence for (r,) in said]
         thoughts = [model.decode(r.thought).strip() for (r,) in said] if said else [""] * len(pairs)

@@ -46,14 +46,16 @@ def toy_pipeline():
 
 
 TABLES = {
-    "sampling": language.sampling, "step": language.group_step, "lean": language.lean_step, "scoring": language.scoring,
-    "thought": language.thought, "training": language.training_step, "using": language.using,
+    "sampling": language.sampling, "step": language.group_step, "reflecting": language.reflecting_step,
+    "lean": language.lean_step, "scoring": language.scoring, "thought": language.thought,
+    "training": language.training_step, "using": language.using,
     "entropies": arrays.entropies, "calibration": arrays.calibration, "evaluation": arrays.evaluation,
     "help": help_text, "toy": toy_pipeline,
 }  # fmt: skip
 
 
-NEED_A_MODEL = ("sampling", "step", "lean", "scoring", "thought", "training", "using", "growth", "prediction")
+NEED_A_MODEL = ("sampling", "step", "reflecting", "lean", "scoring", "thought", "training", "using", "growth",
+                "prediction", "recipe")  # fmt: skip
 
 
 def line(row):
@@ -118,7 +120,7 @@ def hardware():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [*TABLES, "growth", "prediction"]
+    every = [*TABLES, "growth", "prediction", "recipe"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(every)} (default: all)")
     parser.add_argument("--merge", action="store_true", help="with names: write the numbers beside those in results/ "
                         "that were measured before, which should be on the same machine")  # fmt: skip
@@ -141,6 +143,9 @@ def main():
         elif name == "growth":
             found["growth"] = growth.measure()
             print(*growth.lines(found["growth"]), sep="\n", flush=True)
+        elif name == "recipe":
+            found["recipe"] = prediction.recipe()
+            print(*found["recipe"], sep="\n", flush=True)
         else:
             pieces = prediction.measure()
             speed = {s: sum(pieces[s]["flops"].values()) / pieces[s]["seconds"] / 1e9 for s in ("stage 1", "stage 3")}
@@ -154,6 +159,7 @@ def main():
     results.write("bench.md", page(found))
     growth.draw(found["growth"], results.path("bench-growth.png"))
     fill(ROOT / "docs" / "cost.md", "bench:cost", "\n".join([*found["prediction"], "", *found["check"]]))
+    fill(ROOT / "docs" / "cost.md", "bench:recipe", "\n".join(found["recipe"]))
 
 
 if __name__ == "__main__":

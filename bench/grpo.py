@@ -1,11 +1,12 @@
 """One step of group-relative policy optimisation, here and by TRL's GRPOTrainer, each in a process of its own.
 
-The work is that of stage 3: 12 prompts of about 140 tokens x 16 completions of at most 6, a LoRA of rank 16 on every
-linear map, no divergence term, one update. TRL reads each prompt for each completion, with the adapter on; we read
-it once, with the adapter off, which is what calunc trains. The processes take turns; no turn is left out.
+The work is that of stage 3: 12 prompts of about 140 tokens x 16 numbers of at most 6 tokens, or 16 prompts x 8
+reflections of exactly 24 tokens, the label, and 6 tokens of a number; a LoRA of rank 16 on every linear map, no
+divergence term, one update. TRL reads each prompt for each completion, with the adapter on; we read it once, with the
+adapter off, which is what calunc trains. TRL generates what we force. The processes take turns; no turn is left out.
 
-    python -m bench.grpo ours ENGINE
-    python -m bench.grpo trl BATCH CHECKPOINTING
+    python -m bench.grpo ours ENGINE REFLECTION
+    python -m bench.grpo trl BATCH CHECKPOINTING REFLECTION
 """
 
 import json
@@ -19,7 +20,8 @@ import numpy as np
 
 from bench.setting import MODEL, ROOT, fewshot_questions, load, train
 
-QUESTIONS, GROUP, TOKENS, RANK, LR = 12, 16, 6, 16, 1e-4
+WORK = {0: (12, 16), 24: (16, 8)}  # tokens of reflection -> questions, rollouts of each
+TOKENS, RANK, LR = 6, 16, 1e-4
 
 
 def peak():
@@ -48,22 +50,25 @@ class Turns:
         say(seconds=time.perf_counter() - self.start, peak=peak())
 
 
-def problem(engine="auto"):
+def problem(reflection, engine="auto"):
     model = load(engine)
-    prompt, questions = fewshot_questions(model, QUESTIONS)
-    targets = np.random.default_rng(0).random(QUESTIONS).tolist()
+    prompt, questions = fewshot_questions(model, WORK[reflection][0], reflection)
+    targets = np.random.default_rng(0).random(len(questions)).tolist()
     return model, prompt, [(q.question, q.answers[0], p) for q, p in zip(questions, targets, strict=True)]
 
 
-def ours(engine):
+def ours(engine, reflection):
     import lora
     import rl
     from settings import Config
 
     assert TOKENS == rl.NUMBER_TOKENS
-    model, prompt, items = problem(engine)
+    model, prompt, items = problem(reflection, engine)
+    if reflection:  # of full length
+        rl.stop_ids = lambda *_: frozenset()
     lora.add_lora(model, RANK, 2 * RANK)
-    config = Config(steps=10**6, questions=QUESTIONS, rollouts=GROUP, lr=LR, kl=0.0, amp="off", micro_batch=4)
+    questions, group = WORK[reflection]
+    config = Config(steps=10**6, questions=questions, rollouts=group, lr=LR, kl=0.0, amp="off", micro_batch=4)
     turns = Turns()
 
     def on_step(_):
@@ -76,7 +81,7 @@ def ours(engine):
     train(model, prompt, items, config, on_step)
 
 
-def trl(batch, checkpointing):
+def trl(batch, checkpointing, reflection):
     import transformers
     from datasets import Dataset
     from peft import LoraConfig
@@ -84,18 +89,22 @@ def trl(batch, checkpointing):
 
     import lm
     import rl
-    from data import LABEL, parse_confidence
+    from data import parse_confidence
 
-    model, prompt, items = problem()
+    model, prompt, items = problem(reflection)
+    questions, group = WORK[reflection]
+    length = dict(max_completion_length=TOKENS, generation_kwargs={"eos_token_id": sorted(lm.stop_ids(model, "\n%"))})
+    if reflection:
+        longest = reflection + len(prompt.after(0, prompt.statement.label)) + TOKENS
+        length = dict(max_completion_length=longest, generation_kwargs={"min_new_tokens": longest})
     texts = [model.tokenizer.decode(sum(prompt.confidence(q, a), [])) for q, a, _ in items]
-    stop = sorted(lm.stop_ids(model, "\n%"))
     del model, prompt  # TRL loads its own
     lm.stop_ids.cache_clear()
     turns = Turns()
 
     def reward(completions, target, **_):
         """What ours sees is cut at the first stop token, so TRL's text is cut there too."""
-        stated = [parse_confidence(LABEL + c.split("\n")[0]) for c in completions]
+        stated = [parse_confidence(f"Confidence:{c.split(chr(10))[0]}") for c in completions]
         return [rl.calibration_reward(c, p) for c, p in zip(stated, target, strict=True)]
 
     class Callback(transformers.TrainerCallback):
@@ -113,10 +122,10 @@ def trl(batch, checkpointing):
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, disable_tqdm=True,
             report_to="none", save_strategy="no", logging_strategy="no",
-            per_device_train_batch_size=batch, num_generations=GROUP,
-            gradient_accumulation_steps=QUESTIONS * GROUP // batch, gradient_checkpointing=checkpointing,
-            max_completion_length=TOKENS, temperature=1.0, beta=0.0, scale_rewards="none", learning_rate=LR,
-            max_steps=10**6, generation_kwargs={"eos_token_id": stop},
+            per_device_train_batch_size=batch, num_generations=group,
+            gradient_accumulation_steps=questions * group // batch, gradient_checkpointing=checkpointing,
+            temperature=1.0, beta=0.0, scale_rewards="none", learning_rate=LR,
+            max_steps=10**6, **length,
         ),
     )  # fmt: skip
     say(ready=True)
@@ -157,6 +166,6 @@ def measure(kinds, repetitions):
 
 if __name__ == "__main__":
     if sys.argv[1] == "ours":
-        ours(sys.argv[2])
+        ours(sys.argv[2], int(sys.argv[3]))
     else:
-        trl(int(sys.argv[2]), sys.argv[3] == "on")
+        trl(int(sys.argv[2]), sys.argv[3] == "on", int(sys.argv[4]))

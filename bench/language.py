@@ -121,8 +121,8 @@ def scoring():
 def thought():
     """A thought of 24 and of 96 tokens, 12 prompts x 8 rollouts: the two engines against each other."""
     model, rows = adapted(), []
-    prompt, questions = fewshot_questions(model, 12)
-    asked = rl.ask(model, prompt, [(q.question, q.answers[0]) for q in questions], Config(reasoning=24))
+    prompt, questions = fewshot_questions(model, 12, reflection=24)
+    asked = rl.ask(model, prompt, [(q.question, q.answers[0]) for q in questions], Config())
     engines, stop = {"ours": lm, "peer": model.sharing}, frozenset()  # a thought of full length
     for tokens in (24, 96):
         drawn = {}
@@ -152,8 +152,17 @@ def thought():
 
 def group_step():
     """One GRPO step, against TRL in batches of 16. TRL recomputes activations, its default; we take micro-batches."""
-    kinds = {"shared": ["ours", "shared"], "plain": ["ours", "plain"], "peer": ["trl", "16", "on"]}
+    kinds = {"shared": ["ours", "shared", "0"], "plain": ["ours", "plain", "0"], "peer": ["trl", "16", "on", "0"]}
     return step_rows(grpo.measure(kinds, setting.TURNS))
+
+
+def reflecting_step():
+    """One step of 16 questions x 8 rollouts, each a reflection of 24 tokens and a number, against TRL."""
+    pair = grpo.measure({"ours": ["ours", "auto", "24"], "peer": ["trl", "16", "on", "24"]}, setting.TURNS)
+    work = "GRPO step, 16 prompts × 8 reflections of 24 tokens, TRL"
+    note = "; ".join(", ".join(f"{s:.0f}" for s in of["seconds"]) + f" s {name}" for name, of in pair.items())
+    rows = [compared(work, "≥ 4x", {name: of["seconds"] for name, of in pair.items()}, note)]
+    return [*rows, memory_row("the same: peak memory", "≤ 1/2", pair)]
 
 
 def step_rows(found):
@@ -175,7 +184,7 @@ def memory_row(work, target, found):
 
 def lean_step():
     """The same step against TRL in batches of 8, its default, once: for its memory."""
-    found = grpo.measure({"ours": ["ours", "shared"], "peer": ["trl", "8", "on"]}, 1)
+    found = grpo.measure({"ours": ["ours", "shared", "0"], "peer": ["trl", "8", "on", "0"]}, 1)
     return [memory_row("peak memory of one such step, the shared engine, TRL in batches of 8", "≤ 1/2", found)]
 
 
@@ -195,7 +204,8 @@ def training_step():
 
     def score():
         for q in range(16):
-            gradient(model, engine.completion_logprobs(model, asked.read(model, [q]), [batch.tokens[q]])[0])
+            said = [[r.tokens for r in batch[q]]]
+            gradient(model, engine.completion_logprobs(model, asked.read(model, [q]), said)[0])
 
     rows, work = [], "FLOP/s of {}, 16 questions × 16 rollouts, of a matrix product's"
     named = {"a training step": (step, ""), "its log-probabilities and gradients alone": (score, "≥ 0.5")}
@@ -221,15 +231,14 @@ def using():
 
     def answers(temperatures):
         with lora.adapter(model, False):
-            before = lm.read(model, prompts)
-            return before, model.engine(ANSWER_TOKENS).sample(model, before, temperatures, ANSWER_TOKENS, stop, seeds)
+            return model.engine(ANSWER_TOKENS).sample(model, prompts, temperatures, ANSWER_TOKENS, stop, seeds)
 
     def entropies(samples):
         said = [data.clean_answer(model.decode(c)) for c in samples]
         entropy.von_neumann(entropy.grams(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1)))
 
     def teacher():
-        _, drawn = answers([0.0] + [1.0] * SAMPLES)
+        drawn = answers([0.0] + [1.0] * SAMPLES)
         entropies([c for row in drawn for c in row[1:]])
         tokens["teacher"] = sum(len(c) for row in drawn for c in row)
 
@@ -239,9 +248,9 @@ def using():
             entropies(generate(model, prompts, stop, SAMPLES, **UNTRUNCATED))
 
     def student():
-        before, drawn = answers([0.0])
+        drawn = answers([0.0])
         pairs = [(q, data.clean_answer(model.decode(c))) for q, (c,) in zip(texts, drawn, strict=True)]
-        _, stated, _ = use.state(model, prompt, pairs, ["trained"], config, before)["trained"]
+        _, stated, *_ = use.state(model, prompt, pairs, ["trained"], config)["trained"]
         tokens["student"] = sum(len(c) for row in drawn for c in row) + stated
 
     with torch.no_grad():

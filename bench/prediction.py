@@ -14,7 +14,7 @@ of the same rank is a smaller share of a larger model, up to 4% of stage 3.
 import json
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -24,12 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop, mm_flop
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.pytorch_utils import Conv1D
 
+import data
 import lm
 import lora
 import rl
+import use
 from bench import setting
 from bench.setting import ROOT, fewshot_questions, load, take_turns
-from settings import Config
+from beyond import rewards
+from settings import RECIPES, Config
 
 GPU = 100e12  # FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
 # the published shapes of SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B
@@ -145,6 +148,50 @@ def table(found, memory):
                 cells += [f"{flops / 1e15:,.2f}", took, duration(flops / GPU)]
             lines.append(f"| {name} | {questions:,} | " + " | ".join(cells) + " |")
     return lines
+
+
+def recipe(few=4):
+    """Markdown: what `--recipe paper` costs with its own model, from the operations and tokens that are counted with
+    SmolLM2 on a few questions, in chat form and with the recipe's settings."""
+    model, own, other = load(), size("135M"), size("7B")
+    usual = {f.name: f.default for f in fields(Config)} | RECIPES["paper"]
+    config = Config(**usual | dict(steps=1, questions=few, amp="off"))
+    prompt = data.Prompt(model, "chat", reasoned=True, reflection=config.reflection,
+                         statement=data.STATEMENTS[config.statement])  # fmt: skip
+    asked = data.load("facts")[:few]
+    drawn, steps = [], []
+
+    def sample():
+        temperatures = [config.answer_temperature] + [config.temperature] * config.samples
+        texts = [q.question for q in asked]
+        drawn.extend(use.answers(model, prompt, texts, temperatures, list(range(few)), config))
+
+    flops = {"sample": counted(sample, model.model)}
+    lora.add_lora(model, dropout=config.dropout)
+    items = [rl.Item(q.question, q.answers[0], 0.5, 1) for q in asked]
+    reward = rewards.chosen(config)
+    flops["train"] = counted(lambda: rl.train(model, prompt, items, config, reward, steps.append), model.model)
+    whole = Config(**usual)
+    questions = {
+        "sample": whole.platt_questions + whole.train_questions + whole.test_questions + whole.ood_questions,
+        "train": whole.steps * whole.questions,
+    }
+    tokens = {"sample": sum(r.tokens + r.thought_tokens for replies in drawn for r in replies) / few,
+              "train": steps[0]["tokens"] / few}  # fmt: skip
+    lines = ["| stage | questions | generated tokens each | PFLOP | one GPU, at least |", "|---" + "|---:" * 4 + "|"]
+    for stage, of in flops.items():
+        total = questions[stage] / few * predicted(of, own, other)
+        lines.append(f"| {stage} | {questions[stage]:,} | {tokens[stage]:,.0f} | {total / 1e15:,.0f} | "
+                     f"{duration(total / GPU)} |")  # fmt: skip
+    shape, rank = SHAPES["7B"], whole.rank
+    weights = 2 * (other.maps + 2 * other.head)  # bytes, in bf16, with the embedding
+    kept = 2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * (shape.hidden_size // shape.num_attention_heads)
+    width = shape.hidden_size + shape.intermediate_size
+    adapter = 16 * rank * shape.num_hidden_layers * (4 * shape.hidden_size + 3 * width)  # weights, gradients, moments
+    parts = {"weights": weights, "the judge's, while it grades": weights, "adapter and its moments": adapter,
+             "keys and values of the rows sampled at once": 2 * kept * lm.CACHED, "logits": 4 * 4 * lm.LOGITS}  # fmt: skip
+    said = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in parts.items())
+    return [*lines, "", f"Memory: {said}; {sum(parts.values()) / 2**30:.0f} GiB in all, without activations."]
 
 
 def duration(seconds):

@@ -21,13 +21,13 @@ def load(engine="auto"):
     return setup.with_engine(lm.load(MODEL), engine)
 
 
-def fewshot_questions(model, n):
+def fewshot_questions(model, n, reflection=0):
     """-> the few-shot prompt, and n built-in questions of all families."""
     import data
 
     questions = data.load("facts")
     chosen = np.random.default_rng(0).permutation(len(questions))[:n]
-    return data.Prompt(model, "fewshot"), [questions[i] for i in chosen]
+    return data.Prompt(model, "fewshot", reflection=reflection), [questions[i] for i in chosen]
 
 
 def train(model, prompt, items, config, on_step=lambda record: None):

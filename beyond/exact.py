@@ -20,10 +20,10 @@ from dataclasses import replace
 import torch
 
 from infra import parallel
-from infra.loop import correlation
+from infra.loop import correlation, sampled
 from lm import stop_ids
 from lora import adapter
-from rl import group_advantages, kl_to_reference, policy_loss, rollout, sampled, scorer
+from rl import group_advantages, kl_to_reference, policy_loss, rollout, scorer
 
 # ---- all numbers ------------------------------------------------------------------------------------------------
 

@@ -31,11 +31,7 @@ BATCH = 32
 def graded(config, run, rows, model):
     """Rows of samples.jsonl -> N labels, 1 for a right answer, 0 for a wrong one. A judge is loaded as `model` is."""
     if config.grader == "file":
-        labels = read_labels(config.labels)
-        missing = [row["id"] for row in rows if row["id"] not in labels]
-        if missing:
-            raise ValueError(f"{config.labels} lacks {len(missing)} of {len(rows)} labels, as that of {missing[0]}")
-        return [labels[row["id"]] for row in rows]
+        return labels(config, [row["id"] for row in rows])
     found = [data.grade(row["answer"], row["answers"], config.grader) for row in rows]
     if config.grader == "judge":
         wrong = [row for row, right in zip(rows, found, strict=True) if not right and row["answer"]]
@@ -44,14 +40,17 @@ def graded(config, run, rows, model):
     return found
 
 
-def read_labels(path):
-    """JSONL of `id` and `correct` -> {id: 0 or 1}. Raises ValueError with file and line."""
+def labels(config, ids):
+    """JSONL of `id` and `correct` -> the labels of N questions. Raises ValueError with file and line."""
     found = {}
-    for where, row in read_rows(path):
+    for where, row in read_rows(config.labels):
         if "id" not in row or row.get("correct") not in (0, 1) or str(row["id"]) in found:
             raise ValueError(f"{where}: needs an `id` of its own and `correct`, 0 or 1")
         found[str(row["id"])] = int(row["correct"])
-    return found
+    missing = [i for i in ids if i not in found]
+    if missing:
+        raise ValueError(f"{config.labels} lacks {len(missing)} of {len(ids)} labels, as that of {missing[0]}")
+    return [found[i] for i in ids]
 
 
 def key_of(row):

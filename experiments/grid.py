@@ -33,7 +33,6 @@ THOUGHTS = {
     PAPER: "",
     BRIER: "--reward brier",
     "the number alone": "--reflection 0",
-    "the number alone, Brier reward": "--reflection 0 --reward brier",
     "constant words": "--reflection 0",
     "frozen reflection": "",
 }
@@ -70,7 +69,7 @@ SMOLLM2_ARMS = {
     "supervised on the target": "--steps 0 --warmup 150",
     OURS: "--gradient exact --reward hybrid --target answer --warmup 200 --steps 50",
 }
-WARM = "--warmup 30 --steps 50"
+WARM = "--warmup 20 --steps 40"
 SMOLLM2_THOUGHTS = {
     PAPER: f"{WARM} --baselines stated,p-true",
     BRIER: f"{WARM} --reward brier",
@@ -90,7 +89,7 @@ SMOLLM2_REFLECTING = (
     f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
     "--ood facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl "
     "--platt-questions 300 --train-questions 1000 --test-questions 500 --ood-questions 150 "
-    "--questions 12 --rollouts 8 --reflection 24 --lr 1e-3"
+    "--questions 12 --rollouts 8 --reflection 16 --lr 1e-3"
 )
 
 TABLES = {
@@ -102,7 +101,7 @@ TABLES = {
     ),
     "smollm2-reflection": Table(
         "Reflection with SmolLM2-135M and real questions",
-        "All arms have the same questions and samples, 30 supervised steps and 50 of reinforcement learning.",
+        "All arms have the same questions and samples, 20 supervised steps and 40 of reinforcement learning.",
         SMOLLM2_THOUGHTS, (1,), (PAPER, "the number alone"), SMOLLM2_REFLECTING,
     ),
     "toy-arms": Table(

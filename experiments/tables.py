@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 from beyond import rewards
-from eval import interval, metrics, resampled, with_missing
+from eval import interval, metrics, resampled, spearman, with_missing
 from experiments import pictures
 from experiments.grid import slug
 from infra.folder import Run
@@ -23,7 +23,8 @@ from report.build import agreement, rl_steps
 from report.tables import METHODS, lines, number
 from rl import Item
 
-SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within"}
+SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within", "ece_within": "ECE within",
+         "spearman": "Spearman to the target"}  # fmt: skip
 MURPHY = ("brier", "reliability", "resolution", "uncertainty")
 MEASURED = dict.fromkeys([*SHOWN, *MURPHY])  # each once
 CURVES = {"reward": "reward", "mean_confidence": "mean confidence", "correlation": "correlation with the target"}
@@ -56,7 +57,8 @@ def collect(table, root):
             if field not in each[0][0] or field == "truth" and each[0][0]["truth"] is None:
                 continue
             scored = [(*_worst(e, field), [r["family"] for r in e]) for e in each]
-            got = [metrics(*x) for x in scored]
+            target = [np.array([r["target"] for r in e]) for e in each]
+            got = [metrics(*x) | {"spearman": spearman(x[0], t)} for x, t in zip(scored, target, strict=True)]
             tokens = [c[field]["tokens"] for c in cost[arm] if field in c]
             values[title] = {
                 "malformed": float(np.mean([[r[field] is None for r in e] for e in each])),
@@ -65,7 +67,8 @@ def collect(table, root):
                 "mean": {name: float(np.mean([g[name] for g in got])) for name in MEASURED},
                 "agreement": _distances(agreements[arm], field),
             }
-            draws[title] = [resampled(*x, table.resamples, 0) for x in scored]
+            draws[title] = [resampled(*x, table.resamples, 0) | {"spearman": _ranked(x[0], t)}
+                            for x, t in zip(scored, target, strict=True)]  # fmt: skip
         trained = [(arm, kind) for arm in table.arms for kind in TRAINED.values()]
         pairs = {
             other: [(f"{arm}, {kind}", f"{other}, {kind}") for arm, kind in trained
@@ -74,6 +77,9 @@ def collect(table, root):
         }  # fmt: skip
         pairs["teacher"] = [(f"{arm}, {kind}", methods.get((arm, "target"), METHODS["target"])) for arm, kind in trained
                             if (arm, "target") in methods or ids[arm] == ids[first]]  # fmt: skip
+        pairs[METHODS["untrained"]] = [(f"{arm}, stated", METHODS["untrained"]) for arm in table.arms
+                                       if ids[arm] == ids[first]]  # fmt: skip
+        pairs[METHODS["alone"]] = [(METHODS["untrained"], METHODS["alone"])]
         found[part] = {
             "n": len(asked[first][0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in asked[first]],
             "rows": values,
@@ -136,6 +142,13 @@ def _distances(agreements, field):
     }  # fmt: skip
 
 
+def _ranked(confidence, target, resamples=200):
+    """Spearman's correlation with the target in resamples of the questions, the same ones for each method. -> (R,)"""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(target), size=(resamples, len(target)))
+    return np.array([spearman(confidence[i], target[i]) for i in drawn])
+
+
 def _worst(rows, field):
     return with_missing([r[field] for r in rows], [r["correct"] for r in rows])[1]
 
@@ -179,7 +192,7 @@ def markdown(name, table, found, earned, course, machine):
             out += [caption, "", *lines(*of_ceilings), ""]
         shown = [m for m in SHOWN if m != "ece_within"]
         for other, rows in of["differences"].items():
-            to = "the teacher" if other == "teacher" else f"*{other}* with the same readout"
+            to = "the teacher" if other == "teacher" else f"*{other}*"
             cells = {title: [_verdict(m, *d[m]) for m in shown] for title, d in rows.items()}
             out += [f"Differences to {to}, paired, 95% intervals:", ""]
             out += [*lines(["", *(SHOWN[m] for m in shown)], cells), ""]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.files import first, nearest
 from infra.folder import STAGES, Run
-from settings import PAPER, RECIPES, TOY, Config, check, option, origin, usual
+from settings import PAPER, RECIPES, TOY, Config, check, option, usual
 
 USES = ("ask", "predict", "merge")
 GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt scaling", "train": "training",
@@ -56,7 +56,7 @@ def parse(argv, about=None):
     args = parser.parse_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
     args.given = RECIPES.get(args.recipe, {}) | args.given
-    for name in {"model", "embedder", "dataset", "ood"} & args.given.keys():  # one path has one spelling
+    for name in {"model", "embedder", "judge", "labels", "dataset", "ood"} & args.given.keys():  # one spelling
         words = [word.strip() for word in args.given[name].split(",")]
         args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
@@ -129,9 +129,13 @@ def plan(args, config):
 
 
 def show_settings(config):
-    for f in fields(config):
+    """Every setting that changes a result, and who chose it."""
+    for f in fields(config) if first() else ():
+        value, origin = getattr(config, f.name), "our choice: not stated in the paper"
+        if f.name in PAPER:
+            origin = "paper" if value == PAPER[f.name] else f"our choice; paper: {PAPER[f.name]}"
         if f.metadata["stage"]:
-            print(f"{option(f.name)} {getattr(config, f.name)}  ({origin(f.name, config)})")
+            print(f"{option(f.name)} {value}  ({origin})")
 
 
 def goodbye(run, summary, warnings):

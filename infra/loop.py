@@ -115,10 +115,15 @@ def correlation(pairs):
     return float(np.corrcoef(x)[0, 1]) if len(pairs) > 1 and (np.ptp(x, axis=1) > 1e-9).all() else None
 
 
-def measures(rewards, confidence, chosen):
-    """What the rollouts of a step are like, of all processes. (Q, G), Q lists of G, all chosen Items -> dict"""
-    rewards, confidence = np.array(parallel.gather(rewards.tolist())), parallel.gather(confidence)
-    stated = [[c for c in group if c is not None] for group in confidence]
+def sampled(rollouts):
+    """Number of sampled tokens."""
+    return sum(len(r.thought) + len(r.number) for group in rollouts for r in group)
+
+
+def measures(rewards, rollouts, chosen):
+    """What the rollouts of a step are like, of all processes. Q lists of G, the same, all chosen Items -> dict"""
+    rewards = np.array(parallel.gather(rewards))
+    stated = parallel.gather([[r.confidence for r in group if r.confidence is not None] for group in rollouts])
     numbers = sum(stated, [])
     return {
         "reward": float(rewards.mean()),
@@ -127,4 +132,5 @@ def measures(rewards, confidence, chosen):
         "distinct": len(set(numbers)),
         "correlation": correlation([(np.mean(s), x.target) for s, x in zip(stated, chosen, strict=True) if s]),
         "no_signal": float((rewards.max(1) == rewards.min(1)).mean()),
+        **parallel.totals(tokens=sampled(rollouts)),
     }

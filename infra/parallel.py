@@ -6,8 +6,7 @@ Every process has the whole model and reads the same run folder. A result depend
 of a step, from the sum of all gradients, is the same everywhere. Without torchrun, there is one process, and each
 function here does next to nothing.
 
-Left out: pipeline and tensor parallelism. For a model that does not fit one device, `shard` spreads its frozen weights
-over all of them, and every process computes everything: it saves memory and no time.
+Left out: spreading a model that does not fit one device over several.
 """
 
 import contextlib
@@ -21,8 +20,6 @@ import torch
 import torch.distributed as dist
 
 from infra.files import first, line, processes, write_whole
-
-replicas = False  # all processes compute the same
 
 
 def size():
@@ -61,7 +58,7 @@ def _alone(*_):
 
 def share(items):
     """The part of a list that is this process's own: every `size`-th item."""
-    return items[dist.get_rank() :: size()] if size() > 1 and not replicas else items
+    return items[dist.get_rank() :: size()] if size() > 1 else items
 
 
 def wait():
@@ -79,13 +76,12 @@ def missing(files):
 
 def keep(file, value):
     """Write one of them, whole, as JSON."""
-    if first() or not replicas:
-        write_whole(file, [line(value)])
+    write_whole(file, [line(value)])
 
 
 def gather(mine):
     """What this process made of its `share` of a list -> what all made, in the order of that list."""
-    if size() == 1 or replicas:
+    if size() == 1:
         return mine
     parts = [None] * size()
     dist.all_gather_object(parts, mine)
@@ -99,29 +95,8 @@ def totals(**numbers):
 
 
 def add_gradients(parameters):
-    """Each gradient becomes the sum over all processes; where all compute the same, the first one's."""
+    """Each gradient becomes the sum over all processes."""
     for p in parameters if size() > 1 else ():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-        if replicas:
-            dist.broadcast(p.grad, src=0)  # all stay equal, whatever rounding does
-        else:
-            dist.all_reduce(p.grad)
-
-
-def shard(model, device):
-    """Spread the frozen weights of each transformer block over all processes. The adapter, added later, stays whole.
-
-    Raises ValueError for a model that does not say what its blocks are.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    global replicas
-    blocks = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
-    if not blocks:
-        raise ValueError(f"--shard on: {type(model).__name__} does not say what its blocks are")
-    mesh = init_device_mesh(device.type, (size(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    replicas = True
+        dist.all_reduce(p.grad)

@@ -68,10 +68,7 @@ def load_model(config, run):
         parallel.wait()
     # a GPU holds the frozen weights in the precision of the arithmetic; what is trained stays in float32
     dtype = (rl.amp_dtype(config.amp, device) if device.type == "cuda" else None) or torch.float32
-    model = lm.load(name, "cpu" if config.shard == "on" else device, dtype)
-    if config.shard == "on":  # what does not fit one device comes there in shares
-        parallel.shard(model.model, device)
-        model.model.to(device)
+    model = lm.load(name, device, dtype)
     template = model.tokenizer.chat_template
     if config.prompt == "chat" and not template:
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
@@ -115,7 +112,7 @@ def trained_run(folder, settings):
     for name, value in settings.items():
         if name not in free and value != getattr(own, name, None):
             raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
-    return replace(own, **({"shard": "off"} | settings)), run
+    return replace(own, **settings), run
 
 
 def again(config, run):

@@ -135,17 +135,17 @@ def lm(request, load):
 
 @pytest.fixture
 def world():
-    """(layers) -> a random GPT-2 with the toy world's tokenizer, the same every time, and its prompt."""
+    """(layers, what varies) -> a random GPT-2 with the toy world's tokenizer, the same every time, and its prompt."""
 
-    def make(layers=1):
+    def make(layers=1, **kwargs):
         tokenizer = toy.tokenizer(SimpleNamespace(subject=SUBJECTS))
         config = transformers.GPT2Config(
             vocab_size=len(tokenizer), n_embd=32, n_layer=layers, n_head=2, n_positions=64,
             eos_token_id=0, bos_token_id=0,
         )
         lm = language.LM(transformers.GPT2LMHeadModel(config).eval().requires_grad_(False), tokenizer, "toy")
-        randomise((p for p in lm.model.parameters() if p.ndim > 1), scale=0.3)
-        return lm, Prompt(lm, "fewshot", examples=())
+        randomise((p for p in lm.model.parameters() if p.ndim > 1), seed=3, scale=0.3)
+        return lm, Prompt(lm, "fewshot", examples=(), **kwargs)
 
     return make
 

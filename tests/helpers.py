@@ -23,10 +23,10 @@ def shared(lm):
     return replace(lm, sharing=sharing, longest_shared=10**9)
 
 
-def roll(lm, prompt, pairs, group, temperature, seeds, reasoning=0):
-    """-> rl.Asked, rl.Rollouts"""
-    asked = rl.ask(lm, prompt, pairs, Config(reasoning=reasoning))
-    return asked, rl.rollout(lm, prompt, asked, group, temperature, seeds, reasoning)
+def roll(lm, prompt, pairs, group, temperature, seeds):
+    """-> rl.Asked, lists of rl.Rollouts"""
+    asked = rl.ask(lm, prompt, pairs, Config())
+    return asked, rl.rollout(lm, prompt, asked, group, temperature, seeds)
 
 
 def randomise(parameters, seed=1, scale=0.4):
@@ -63,7 +63,7 @@ def plain_logp(lm, prompt, completion, temperature):
 SMALL = [
     "--platt-questions", "6", "--train-questions", "10", "--test-questions", "8", "--samples", "3", "--rank", "2",
     "--answer-tokens", "6", "--sample-batch", "8", "--steps", "3", "--questions", "4", "--rollouts", "3",
-    "--resamples", "20", "--lr", "1e-2",
+    "--resamples", "20", "--lr", "1e-2", "--reflection", "4",
 ]  # fmt: skip
 
 

@@ -27,11 +27,14 @@ def questions(n, seed=0, words=("banner", "São Tomé", "Zürich", "crown of", "
         rows.append({
             "part": part, "id": f"q{i}", "family": family, "correct": rng.randint(0, 1), "truth": rng.random(),
             "entropy": rng.choice((0.0, 0.5, rng.random() * 2)), "target": rng.random(), "untrained": stated[0],
-            "trained": stated[1], "expected": rng.random(), "base rate": 0.5, "family prior": 0.5,
+            "trained": stated[1], "expected": rng.random(), "base rate": 0.5, "family prior": 0.5, "alone": 0.9,
+            "reflection, untrained": "" if i == 7 else f"perhaps {i}", "reflection, trained": f"surely نهر {i}",
         })  # fmt: skip
+        rows[-1]["exact"] = rows[-1]["correct"] ^ (i % 5 == 0)  # what exact match says, where something else graded
         samples.append({
             "part": part, "id": f"q{i}", "question": f"{rng.choice(words)} {rng.choice(words)} {i}?",
             "answer": rng.choice(words), "answers": rng.sample(words, 2), "samples": rng.choices(words, k=10),
+            "thought": f"I think {i}" if i % 2 else "",
         })  # fmt: skip
     return rows, samples
 
@@ -68,6 +71,7 @@ def evil():
         bad = HOSTILE[i % len(HOSTILE)]
         r |= {"part": f"set {bad}" if i % 2 else "test", "family": bad, "id": f"{i} {bad}"}
         s |= {"question": f"{i} {bad}", "answer": bad, "answers": [bad, "x"], "samples": [bad, bad, "y"]}
+        s["thought"] = r["reflection, untrained"] = r["reflection, trained"] = bad
     pairs = sorted(zip(rows, samples, strict=True), key=lambda pair: pair[0]["part"] != "test")
     rows, samples = (list(column) for column in zip(*pairs, strict=True))
     report = built(rows, model=" ".join(HOSTILE), dataset=HOSTILE[0])

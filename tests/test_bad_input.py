@@ -10,6 +10,7 @@ from helpers import one_sentence, rows, write
 from safetensors.torch import load_file, save_file
 
 import calunc
+import data
 import entropy
 import lm as language
 from infra import parallel
@@ -82,8 +83,8 @@ WRONG = {  # flags of a run -> what is said
     "--dataset {tmp}/array.jsonl": "array.jsonl, line 1: not JSON",
     **{f"--dataset {{tmp}}/{name}.jsonl": f"{name}.jsonl is not UTF-8 text" for name in ("binary", "latin1")},
     **{f"--dataset {{tmp}}/{name}.jsonl": f"{name}.jsonl, line 31: {said}" for said, names in (
-        ("not JSON", "malformed surrogate deep huge_number two_rows"), (QUESTION, "list number null nan no_question"),
-        (QUESTION, "question_7 empty_question blank_question"), ("the id 'q0' occurs twice", "same_id"),
+        ("not JSON", "malformed surrogate deep huge_number two_rows"), ("not an object", "list number null nan"),
+        (QUESTION, "no_question question_7 empty_question blank_question"), ("the id 'q0' occurs twice", "same_id"),
         (ANSWERS, "no_answers answers_text answers_empty answer_empty answers_7"),
     ) for name in names.split()},
     "--dataset {tmp}/good.jsonl,{tmp}/good.jsonl": "good.jsonl is named twice",
@@ -97,7 +98,6 @@ WRONG = {  # flags of a run -> what is said
     "--ood gsm8": "no data set or file called 'gsm8'; did you mean 'gsm8k'?",
     "--dataset facts:zz": "facts has no family 'zz'; choose from arithmetic, calling_codes",
     "--dataset facts --ood facts:elements": "all of its questions are in --dataset too",
-    "--shard on": "--shard on needs more than one process",
     "--baselines zz": "no baseline is called 'zz'; choose from stated",
     "--samples 1": "--samples is 1: an entropy needs at least 2 samples",
     "--test-questions 0": "--test-questions is 0: it must be positive",
@@ -108,9 +108,19 @@ WRONG = {  # flags of a run -> what is said
     "--gamma nan": "--gamma is nan: it must be a finite number", "--kl inf": "--kl is inf: it must be a finite number",
     "--seed -1": "--seed is -1: it must be not negative", f"--seed {2**70}": "it must be below 2^63",
     "--alpha 2": "--alpha is 2.0: it must be from 0 to 1",
-    "--warmup 2 --reasoning 4": "--warmup has no reasoning to imitate",
-    "--gradient exact --reasoning 4": "--gradient exact takes no --reasoning",
-    "--readout expected --reasoning 4": "--readout expected takes no --reasoning",
+    "--reflection -1": "--reflection is -1: it must be not negative",
+    "--dropout 1": "--dropout is 1.0: it must be below 1", "--thought-tokens 0": "--thought-tokens is 0: it must be",
+    "--dropout 0.1 --gradient exact": "--dropout is for rollouts: it takes no --gradient exact",
+    "--grader judge": "--grader judge needs --judge", "--judge {tmp}/gpt2": "and --judge needs it",
+    "--grader file": "--grader file needs --labels", "--labels {tmp}/good.jsonl": "and --labels needs it",
+    "--shown thought": "--shown thought needs --answer reasoned",
+    "--model toy --dataset toy --answer reasoned": "the toy model answers at once, and states percentages: --answer",
+    "--model toy --dataset toy --statement uncertainty": "the toy model answers at once, and states percentages",
+    "--gradient exact": "the exact gradient needs a tokenizer that can write the numbers",
+    "--grader judge --judge {tmp}/nowhere": "no model at '{tmp}/nowhere'",
+    "--grader file --labels {tmp}/nowhere": "there is no file {tmp}/nowhere",
+    "--answer-tokens 500 --answer reasoned --thought-tokens 1500": "exceed the model's context of 2048",
+    "--reflection 2000": "exceed the model's context of 2048",
     "why": "eval takes no question ('why')", "--in x.jsonl": "eval takes no --in ('x.jsonl')",
     "--run runs/toy": "eval takes no --run ('runs/toy'); --out names the run folder",
     "--out {tmp}/good.jsonl/run": "Not a directory: '{tmp}/good.jsonl/run'",
@@ -204,7 +214,7 @@ def test_an_adapter_of_another_model(copy, call, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", "{}x", "config.json is damaged"), ("config.json", '{"rank": 1}', "made by another version"),
-    ("config.json", '{"format": 4, "no_such_setting": 1}', "config.json is damaged: no_such_setting is 1"),
+    ("config.json", '{"format": 5, "no_such_setting": 1}', "config.json is damaged: no_such_setting is 1"),
     ("config.json", "[]", "made by another version"), ("stages.json", "[", "stages.json is damaged"),
     ("stages.json", '{"train": {"key": "x"}}', "stages.json is damaged"),
     ("stages.json", '{"train": {"key": "x", "files": {}}}', "holds no adapter"),
@@ -219,7 +229,7 @@ def test_a_run_folder_that_was_damaged(name, content, message, copy, capsys):
 @pytest.mark.parametrize("name, value, message", [
     ("rank", 4, "holds no adapter for its settings"),
     ("model", "gpt2", "holds no adapter for its settings"),
-    ("rank", None, "is damaged: rank is None"), ("shard", "on", None),  # a run of several can be asked by one
+    ("rank", None, "is damaged: rank is None"),
     ("readout", "zzz", "--readout is 'zzz': it must be one of stated, expected"),
 ])  # fmt: skip
 def test_settings_that_were_changed_by_hand(name, value, message, copy, capsys):
@@ -243,7 +253,8 @@ def usable(tmp_path):
 
 
 @pytest.mark.parametrize("tokenizer", [dict(eos=None), dict(pad="<end>"), dict(chat=True), dict(wrap=True)], ids=str)
-def test_tokenizers_without_eos_or_with_more(tokenizer, tiny, call, tmp_path):
+def test_tokenizers_without_eos_or_with_more(tokenizer, tiny, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "EXAMPLES", data.EXAMPLES[:1])  # shorter prompts: a token is a character
     assert call(tmp_path / "run", command="train", model=tiny("gpt2", **tokenizer)) == 0
 
 

@@ -49,11 +49,6 @@ def test_the_table_scales_with_the_questions():
     ]  # fmt: skip
 
 
-def test_durations():
-    found = {0.4: "< 1 s", 5.4: "5 s", 119: "119 s", 121: "2 min", 7300: "2 h", 4e5: "5 d"}
-    assert {seconds: duration(seconds) for seconds in found} == found
-
-
 def test_turns_alternate_and_the_first_call_is_not_counted():
     called = []
     functions = {"a": lambda: called.append("a"), "b": lambda: called.append("b")}

@@ -59,6 +59,22 @@ def test_the_choice_of_rewards():
         assert got["hybrid"] == pytest.approx(0.25 * got["calibrated"] + 0.75 * got["brier"])
 
 
+def test_the_reward_for_trl():
+    """A confidence or an uncertainty as here, or a confidence as RLCR has it, once; of texts and of conversations."""
+    said = {
+        "so\nConfidence: 70%": 0.7, "Confidence: 70.": None, "Confidence: 30%</s>": None, "Uncertainty: 0.25": 0.75,
+        "It may be 0.9. Uncertainty: 1": 0.0, "Uncertainty: 25%": None, "so <confidence>0.4</confidence>": 0.4,
+        "<confidence>1.5</confidence>": None, "70%": None, "": None, "Confidence: 70% 80%": None,
+        "Confidence: 70% Confidence: 70%": None, "Confidence: 70% Uncertainty: 0.3": None,
+        "Uncertainty: 0.3 <confidence>0.7</confidence>": None,
+    }  # fmt: skip
+    targets = [i / len(said) for i in range(len(said))]
+    want = [0 if c is None else 1 - max(0.05, abs(c - p)) for c, p in zip(said.values(), targets, strict=True)]
+    assert rewards.trl_reward(completions=[*said], target=targets, prompts=[], step=1) == pytest.approx(want)
+    chats = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": text}] for text in said]
+    assert rewards.trl_reward(chats, targets) == pytest.approx(want)
+
+
 LABELS = [1, 0, 0, 1, 1, 0, 1]
 FAMILIES = ["easy", "hard", "hard", "easy", "easy", "easy", "one"]
 

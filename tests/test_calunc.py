@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from helpers import assert_close, distance, one_sentence, rows, weights, write
+from scipy.stats import spearmanr
 
 import calunc
 import data
@@ -32,7 +33,7 @@ from beyond import baselines
 from infra import cli, parallel, setup
 from infra.folder import FILES, STAGES, Run, key
 from report.tables import METHODS
-from settings import Config, check, option
+from settings import Config, option
 
 ROOT = Path(calunc.__file__).parent
 PARTS = {"platt": 6, "train": 10, "test": 8}
@@ -50,13 +51,13 @@ def asked(capsys, run, *flags, question="why"):
     return code, one_sentence(capsys.readouterr()) if code else capsys.readouterr().out
 
 
-STATE = "parse_confidence", lambda text: len(text) % 8 / 8
+STATE = data.Statement, "read", lambda form, text: len(text) % 8 / 8
 
 
 @pytest.fixture
 def stating(monkeypatch):
     """Whatever a model says states a confidence: its length. Random models state none, and earn no reward."""
-    monkeypatch.setattr(rl, *STATE)
+    monkeypatch.setattr(*STATE)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +86,7 @@ def train(call, mixed, calibrated, tmp_path_factory):
     def train(*flags):
         out = shutil.copytree(calibrated, tmp_path_factory.mktemp("trained") / "run")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rl, *STATE)
+            patch.setattr(*STATE)
             assert call(out, *flags, command="train", dataset=mixed) == 0
         return out
 
@@ -104,11 +105,12 @@ def test_a_random_model_runs_to_the_end(finished):
         assert len(s["samples"]) == 3 and 1 <= s["answer_tokens"] <= 6 and 3 <= s["sample_tokens"] <= 18
         assert not any("\n" in text for text in [s["answer"], *s["samples"]])
     stages = read(finished / "stages.json")
-    assert list(stages) == list(STAGES) and read(finished / "config.json")["format"] == 4
+    assert list(stages) == list(STAGES) and read(finished / "config.json")["format"] == 5
     for name, stage in stages.items():
         assert stage["seconds"] > 0, name
         assert stage["files"] == {file: (finished / file).stat().st_size for file in FILES[name]}
-    drawn = sum(s["answer_tokens"] + s["sample_tokens"] for s in samples)
+    assert all(s["reply_tokens"] == s["answer_tokens"] and s["thought"] == "" for s in samples)  # of a direct answer
+    drawn = sum(s["reply_tokens"] + s["sample_tokens"] for s in samples)
     trained = sum(record["tokens"] for record in log)
     assert [stages[name]["tokens"] for name in STAGES[:3]] == [drawn, 0, trained] and trained > 0
     assert read(finished / "report.json")["stages"] == {name: stages[name] for name in STAGES[:3]}
@@ -143,10 +145,13 @@ def test_ask_and_predict_do_not_depend_on_the_batch(finished, tmp_path, capsys):
     assert calunc.main(["predict", "--in", str(source), "--out", str(out), "--run", str(finished)]) == 0
     found = rows(out)
     assert [r["question"] for r in found] == texts and found[3] == found[0] and found[1]["answer"] != found[2]["answer"]
-    assert {tuple(r) for r in found} == {("question", "extra", "answer", "confidence")}
+    assert {tuple(r) for r in found} == {("question", "extra", "answer", "confidence", "reflection")}
+    assert any(r["reflection"] for r in found)
     for r in found[:3]:
         expected = f"{r['answer']}  (no confidence stated)\n"
         assert asked(capsys, finished, question=r["question"]) == (0, expected)
+        with_it = f"{r['reflection']}\n{expected}"
+        assert asked(capsys, finished, "--show-reflection", question=r["question"]) == (0, with_it)
         assert calunc.main(["ask", "--run", str(finished), r["question"]]) == 0  # in the other order too
         assert capsys.readouterr().out == expected
 
@@ -178,6 +183,8 @@ def test_merge_writes_an_ordinary_model(train, finished, call, mixed, tmp_path, 
     torch.testing.assert_close(merged.model(ids).logits, adapted.model(ids).logits, atol=1e-4, rtol=1e-4)
     with lora.adapter(adapted, False):
         assert (merged.model(ids).logits - adapted.model(ids).logits).abs().max() > 1e-2
+    text = adapted.tokenizer.decode(sum(use.CalibratedLM(run).prompt.confidence("(question)", "(answer)"), []))
+    assert f"```text\n{text}\n```" in (out / "README.md").read_text()
 
 
 def test_a_run_can_be_asked_with_other_settings_that_change_no_result(copy, call, tmp_path, monkeypatch, capsys):
@@ -187,6 +194,9 @@ def test_a_run_can_be_asked_with_other_settings_that_change_no_result(copy, call
     (copy / "config.json").write_text(json.dumps(settings))
     assert "--device is cuda" in asked(capsys, copy)[1] and asked(capsys, copy, "--device", "cpu")[0] == 0
     assert use.CalibratedLM(copy, device="cpu").config.readout == "expected"
+    for settings, said in (({"steps": 4}, "no --steps"), ({"zzz": 3}, "no --zzz"), ({"readout": "zzz"}, "is 'zzz'")):
+        with pytest.raises(ValueError, match=said):
+            use.CalibratedLM(copy, **settings)
     given = cli.parse(["ask", "why", "--device", "cpu", "--readout", "stated"])[0].given
     assert use.CalibratedLM(copy, **given).config.readout == "stated"
     assert call(tmp_path / "new", "--device", "cuda") == 2 and not (tmp_path / "new").exists()
@@ -458,16 +468,6 @@ def test_trainings_that_were_interrupted_do_not_mix(train, calibrated, mixed, ca
     assert not list(run.glob(".train-*"))
 
 
-def test_an_interrupted_stage_leaves_nothing_that_passes_for_finished(copy, finished, call):
-    """Training with another rate is cut off; the run with the first rate must not report its log."""
-    with interrupted(3, rl, "rollout"):
-        call(copy, "--lr", "3e-3", command="train")
-    (copy / ".sample-0.0.json").write_text("")  # as a stage that was killed at its very end leaves it
-    assert call(copy, command="train") == 0
-    assert not list(copy.glob(".sample-*"))
-    assert_close(rows(copy / "metrics.jsonl"), rows(finished / "metrics.jsonl"))
-
-
 @pytest.mark.parametrize("content", ["x", ""])
 def test_what_an_interrupted_call_left_is_named_if_it_is_damaged(content, copy, call, tmp_path, capsys):
     left = Run(copy).unfinished("train", Run(copy).config(), "checkpoint")
@@ -545,8 +545,9 @@ def test_targets_of_the_answer_use_its_similarity_to_the_samples(calibrated, cal
 
 
 @pytest.mark.parametrize("flags", [
-    "--kl 0.5", "--advantage zscore", "--warmup 2", "--amp fp16", "--reasoning 4", "--rollout-temperature 0.5",
+    "--kl 0.5", "--advantage zscore", "--warmup 2", "--amp fp16", "--reflection 0", "--rollout-temperature 0.5",
     "--tolerance 0.4", "--lr 2e-2", "--max-grad-norm 1e-3", "--reward brier", "--adapter everywhere", "--steps 0",
+    "--statement uncertainty", "--dropout 0.5", "--adapter everywhere --kl 0.1 --recompute on --engine plain",
 ])  # fmt: skip
 def test_each_option_of_training_runs_and_matters(flags, train):
     assert distance(train(*flags.split()), train()) > 1e-3
@@ -554,10 +555,12 @@ def test_each_option_of_training_runs_and_matters(flags, train):
     assert torch.isfinite(every).all() and learned.any() == (flags != "--steps 0")
 
 
+@pytest.mark.parametrize("base", ["", "--adapter everywhere"])
 @pytest.mark.parametrize("flags", ["--micro-batch 1", "--recompute on", "--engine plain"])
-def test_what_saves_memory_or_time_changes_nothing(flags, train):
-    assert distance(train(*flags.split()), train()) < 1e-2
-    assert_close(rows(train(*flags.split()) / "metrics.jsonl")[0], rows(train() / "metrics.jsonl")[0])
+def test_what_saves_memory_or_time_changes_nothing(base, flags, train):
+    run, other = train(*base.split(), *flags.split()), train(*base.split())
+    assert distance(run, other) < 1e-2
+    assert_close(rows(run / "metrics.jsonl")[0], rows(other / "metrics.jsonl")[0])
 
 
 def test_every_logged_number_is_explained(train):
@@ -566,11 +569,33 @@ def test_every_logged_number_is_explained(train):
     assert {line.split("`")[1] for line in table.split("\n") if line.startswith("| `")} == logged
 
 
-def test_reasoning_runs_to_the_end(call, mixed, calibrated, tmp_path, stating):
-    out = shutil.copytree(calibrated, tmp_path / "run")
-    assert call(out, "--reasoning", "4", "--steps", "1", dataset=mixed) == 0
-    cost = read(out / "report.json")["cost"]  # up to 4 tokens of reasoning and 6 of the number
-    assert 2 <= cost["trained"]["tokens"] - cost["answer"]["tokens"] <= 10 and "expected" not in cost
+@pytest.mark.parametrize("shown", ["answer", "thought"])
+def test_an_answer_after_a_thought(shown, tiny, call, mixed, tmp_path, monkeypatch):
+    """The answer alone is graded and embedded, and the thought is in the second turn if it is to be shown there."""
+    embedded, texts, embed, ask = [], [], language.embed, rl.ask
+
+    def asking(lm, prompt, pairs, config):
+        read = ask(lm, prompt, pairs, config)
+        texts.extend(zip(pairs, map(lm.decode, read.prompts), strict=True))
+        return read
+
+    monkeypatch.setattr(language, "embed", lambda lm, some: embedded.extend(some) or embed(lm, some))
+    monkeypatch.setattr(rl, "ask", asking)
+    flags = ["--answer", "reasoned", "--shown", shown, "--thought-tokens", "5", "--steps", "1", "--kl", "0.1"]
+    assert call(tmp_path / "run", *flags, dataset=mixed) == 0
+    samples, targets = rows(tmp_path / "run" / "samples.jsonl"), rows(tmp_path / "run" / "targets.jsonl")
+    thoughts = {s["question"]: s["thought"] for s in samples}
+    assert sum(map(bool, thoughts.values())) > 20 and max(map(len, thoughts.values())) <= 2 * 5
+    assert embedded == [text for s in samples for text in (s["answer"], *s["samples"])]
+    for s, t in zip(samples, targets, strict=True):
+        assert t["correct"] == t["exact"] == data.grade(s["answer"], s["answers"])
+        assert s["answer_tokens"] < s["reply_tokens"] <= s["answer_tokens"] + 5 and s["sample_tokens"] <= 3 * (6 + 5)
+    assert {s["question"] for s in samples if s["part"] == "test"} < {q for (q, *_), _ in texts}
+    for (question, answer, *_), text in texts:  # as the tokenizer has it, without capital letters
+        said = f"easoning: {thoughts[question]}\nnswer: {answer}\n" if shown == "thought" and thoughts[question] else ""
+        assert f"uestion: {question}\n{said or f'nswer: {answer}'}" in text and text.count("easoning:") == bool(said)
+    found = use.CalibratedLM(tmp_path / "run").ask_all([s["question"] for s in samples])
+    assert sum(a.text == s["answer"] for a, s in zip(found, samples, strict=True)) >= 0.9 * len(samples)
 
 
 @pytest.mark.parametrize("family, chat", [("llama", True), ("qwen2", False), ("gemma2", True)])
@@ -596,9 +621,11 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
 
     def state(model, prompt, pairs, ways, config):
         """Questions may come in any order: what is said goes by the question."""
-        assert ways == ["untrained", "trained", "expected"]
-        order = [test.index(q) for q, _ in pairs]
-        return {way: ([SAID[way != "untrained"][i] for i in order], 5 * len(order), 0.25 * len(order)) for way in ways}
+        assert ways == (["untrained", "trained", "expected"] if prompt.reflection else ["alone"])
+        order = [test.index(q) for q, *_ in pairs]
+        said = {way: [SAID[way in ("trained", "expected")][i] for i in order] for way in ways}
+        thoughts = {way: [f"{way} {i}" for i in order] for way in ways}
+        return {way: (said[way], 5 * len(order), 0.25 * len(order), thoughts[way]) for way in ways}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(use, "state", state)
@@ -608,7 +635,10 @@ def evaluated(call, mixed, calibrated, tmp_path_factory):
 
 def test_predictions_hold_every_confidence_of_every_held_out_question(evaluated):
     found, targets, n = rows(evaluated / "predictions.jsonl"), rows(evaluated / "targets.jsonl"), 6 + 10
-    assert [r["untrained"] for r in found] == SAID[False] and [r["trained"] for r in found] == SAID[True]
+    assert [r["untrained"] for r in found] == [r["alone"] for r in found] == SAID[False]
+    assert [r["trained"] for r in found] == SAID[True]
+    for way in ("untrained", "trained"):
+        assert [r[f"reflection, {way}"] for r in found] == [f"{way} {i}" for i in range(8)]
     for r, t in zip(found, targets[n:], strict=True):
         assert_close(t, {name: r[name] for name in t})
         assert r["base rate"] == pytest.approx(np.mean([x["correct"] for x in targets[:n]]))
@@ -626,7 +656,11 @@ def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
             stated = [(r[name], r["correct"]) for r in found if r[name] is not None]
             expected[title] = stated + [(1 - r["correct"], r["correct"]) for r in found if r[name] is None]
             expected |= {f"{title}, malformed dropped": stated} if len(stated) < 8 else {}
-    assert list(report["methods"]) == list(expected) and len(expected) == 14
+            worst = [1 - r["correct"] if r[name] is None else r[name] for r in found]
+            if np.ptp(worst):
+                ranks = spearmanr(worst, [r["target"] for r in found]).statistic
+                assert report["methods"][title]["spearman"] == pytest.approx(ranks) and f" | {ranks:.3f} | " in text
+    assert list(report["methods"]) == list(expected) and len(expected) == 16
     for title, pairs in expected.items():
         (confidence, correct), row = np.array(pairs, dtype=float).T, report["methods"][title]
         assert (row["n"], row["accuracy"]) == (len(pairs), pytest.approx(correct.mean()))
@@ -642,6 +676,8 @@ def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
         inside = [r["correct"] for r in found if r["family"] == name]
         assert (of_family["n"], of_family["accuracy"]) == (len(inside), pytest.approx(np.mean(inside)))
     gaps = [abs(r["trained"] - r["target"]) for r in found if r["trained"] is not None]
+    page = (evaluated / "report.html").read_text()
+    assert all(f'["{way}","{way} {i}"]' in page for way in ("untrained", "trained") for i in range(8))
     agreement = report["agreement"]["Stated, trained v teacher: samples, entropy, platt"]
     assert (agreement["n"], agreement["mean_absolute_difference"]) == (6, pytest.approx(np.mean(gaps)))
 
@@ -660,7 +696,7 @@ def test_baselines_that_read_the_questions_again(copy, call, monkeypatch, statin
     prompts, switches, real, rollout = [], [], use.state, rl.rollout
 
     def spy(lm, prompt, pairs, ways, config):
-        prompts.append((tuple(ways), len(prompt.examples), prompt.label, len(pairs)))
+        prompts.append((tuple(ways), len(prompt.examples), prompt.reflection, prompt.statement.label, len(pairs)))
         return real(lm, prompt, pairs, ways, config)
 
     def said(model, prompt, asked, *how):
@@ -673,13 +709,13 @@ def test_baselines_that_read_the_questions_again(copy, call, monkeypatch, statin
     before = stamps(copy)[adapter]
     assert call(copy, "--baselines", "stated,zero-shot,p-true") == 0
     assert stamps(copy)[adapter] == before
-    n, label = len(data.EXAMPLES), data.LABEL
+    n, label, truth = len(data.EXAMPLES), "Confidence:", "True or false:"
     assert prompts == [
-        (("untrained", "trained", "expected"), n, label, 8), (("untrained",), n, label, 6),
-        (("zero-shot",), 0, label, 8), (("zero-shot",), 0, label, 6),
-        (("p-true",), n, "True or false:", 8), (("p-true",), n, "True or false:", 6),
+        (("untrained", "trained", "expected"), n, 4, label, 8), (("alone",), n, 0, label, 8),
+        (("untrained",), n, 4, label, 6), (("zero-shot",), 0, 4, label, 8), (("zero-shot",), 0, 4, label, 6),
+        (("p-true",), n, 0, truth, 8), (("p-true",), n, 0, truth, 6),
     ]  # fmt: skip
-    assert switches == [({way == 1}, 1, 0.0) for way in range(5)]  # on for the trained statement alone, all greedy
+    assert switches == [({way == 1}, 1, 0.0) for way in range(6)]  # on for the trained statement alone, all greedy
     test = read(copy / "report.json")["sets"]["test"]
     for title in ("Stated, untrained", "Stated, zero-shot", "P(True)"):
         assert test["methods"][title]["n"] == test["methods"][f"{title}, Platt"]["n"] == 8
@@ -703,18 +739,3 @@ def test_help_is_quick_and_explains_every_flag_in_the_group_of_its_stage():
     assert {"out", "run", "in"} <= told["options"].keys()
     argv = [sys.executable, "-c", "import sys, infra.cli; sys.exit('torch' in sys.modules)"]
     assert subprocess.run(argv, cwd=ROOT).returncode == 0
-
-
-def test_settings_reach_the_configuration():
-    assert {f.metadata["stage"] for f in fields(Config)} == {*STAGES, None} == cli.GROUPS.keys()
-    free = {f.name for f in fields(Config) if f.metadata["stage"] is None}  # the others name their first stage
-    assert free == {"sample_batch", "micro_batch", "recompute", "readout", "engine", "device", "shard"}
-    _, config = cli.parse(["--model", "m", "--train-questions", "7", "--ood", "a,b", "--lr", "2e-3"])
-    assert (config.model, config.dataset, config.train_questions) == ("m", "facts", 7)
-    assert (config.ood, config.lr) == ("a,b", 2e-3)
-    for argv, gamma in (([], 16.0), (["--gamma", "3"], 3.0)):
-        _, config = cli.parse(argv)
-        assert (config.model, config.dataset, config.gamma, config.seed) == ("toy", "toy", gamma, 1)
-        check(config)
-    changed = Config("m m", lr=0.5, ood="a,b", every=5, adapter="everywhere")
-    assert cli.parse(shlex.split(setup.flags(asdict(changed))))[1] == changed

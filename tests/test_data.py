@@ -5,6 +5,7 @@ import json
 import string
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import data
 from beyond.baselines import true_or_false, without_examples
-from data import EXAMPLES, HUB, Prompt, Question, from_hub, from_jsonl, grade, parse_confidence, split
+from data import EXAMPLES, HUB, STATEMENTS, Prompt, Question, from_hub, from_jsonl, grade, parse_confidence, split
 from lm import LM
 
 # ---- grading -------------------------------------------------------------------------------------
@@ -85,12 +86,13 @@ def test_a_stated_confidence(text, value):
 
 
 @pytest.mark.parametrize("text", [
-    "", "73%", "73", "Confidence 73%", "Confidence: 60%\nConfidence: 60%", "Confidence: Confidence: 60%",
+    "", "73%", "73", "Confidence 73%", "confidence: 73%", "Confidence: 60%\nConfidence: 60%",
+    "Confidence: Confidence: 60%",
     *("Confidence:" + after for after in (
         "", " ", " %", " 73", " 101%", " 100.1%", " 1000%", " 99999999999999999999%", " -5%", " -0%", " +5%", " .5%",
         " 5.%", " 7,5%", " 1e1%", " 0x10%", " 60% or 70%", " 60-70%", " 60% 70%", " 6 0%", " 73%%", " 73% sure",
         " 73%\nQuestion: what?", " about 73%", " high", " nan%", " inf%",
-        " ٧٣%", " ７３%", " 7²%", " 73٪",  # Arabic and full-width digits, an Arabic percent sign
+        " ٧٣%", " ７３%", " 7²%", " ½%", " 73٪", " 73％", " 73%</s>",  # Arabic and full-width digits and signs
     )),
 ])  # fmt: skip
 def test_no_stated_confidence(text):
@@ -111,19 +113,52 @@ def test_every_percentage_is_read(percent):
     assert parse_confidence(f"Confidence: {percent}%") == pytest.approx(float(percent) / 100)
 
 
+# ---- other statements ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", STATEMENTS.values(), ids=STATEMENTS)
+def test_what_is_written_is_read(form):
+    for percent in range(101):
+        assert form.read(f"{form.label} {form.write(percent / 100)}") == pytest.approx(percent / 100, abs=1e-12)
+    shown = [form.write(confidence) for *_, confidence in EXAMPLES]
+    assert len(set(shown)) == len(shown) and all(form.read(f"I see.\n{form.label} {x}\n") is not None for x in shown)
+    assert form.read(f"{form.ask}\n{form.label} {form.write(0.5)}") is None  # how it is asked for states one too
+
+
+@pytest.mark.parametrize("text, value", [
+    (" 0.27", 0.73), (" 0", 1), (" 1", 0), (" 1.0", 0), (" 0.5", 0.5), ("0.125.", 0.875), (" 0.30 \n", 0.7), *(
+        (wrong, None) for wrong in (
+            "", " ", " 1.5", " 1.01", " -0.1", " -0", " +0.1", " .5", " 5", " 00.5", " 0,5", " 0.5%", " 27%",
+            " 0.2 0.3", " 0.2 or 0.3", " 0.2-0.3", " 0. 5", " about 0.2", " low", " 0.2 sure", " 0.2\nUncertainty: 0.2",
+            " Uncertainty: 0.2", " 1e-1", " nan", " ٠.٢", " ０.２", " 0.２", " ½", " 0.2</s>", " 0.2\nConfidence: 80%"))
+])  # fmt: skip
+def test_a_stated_uncertainty(text, value):
+    read = STATEMENTS["uncertainty"].read
+    assert read(f"Uncertainty:{text}") == (None if value is None else pytest.approx(value, abs=1e-12))
+    if ":" not in text:  # another label
+        assert read(f"Confidence:{text}") is read(text) is parse_confidence(f"Uncertainty:{text}") is None
+
+
 # ---- prompts -------------------------------------------------------------------------------------
 
 PRINTABLE = sorted(set(string.printable))
 Q, A = "Who wrote Faust?", "J. W. Goethe"
-ONE = (("Which is the largest ocean?", "The Pacific", "85%"),)
+ONE = (("Which is the largest ocean?", "It is blue.", "The Pacific", "Maps say so.", 0.85),)
+FORMS = pytest.mark.parametrize("form", STATEMENTS.values(), ids=STATEMENTS)
 BOTH = pytest.mark.parametrize("style", ["fewshot", "chat"])
+
+
+def characters(tokenizer):
+    """A language model without a model: its tokenizer, and nothing else to stop at."""
+    config = SimpleNamespace(get_text_config=lambda: None)
+    return LM(SimpleNamespace(generation_config=None, config=config), tokenizer, "characters")
 
 
 @pytest.fixture(scope="module")
 def prompt(make_tokenizer):
     """style -> Prompt with a tokenizer that knows one token a character, "\\n\\n" and ".\\n"."""
-    tokenizer = make_tokenizer(PRINTABLE, chat=True)
-    return lambda style, **kwargs: Prompt(LM(None, tokenizer, "characters"), style, **kwargs)
+    lm = characters(make_tokenizer(PRINTABLE, chat=True))
+    return lambda style, **kwargs: Prompt(lm, style, **kwargs)
 
 
 def text_of(prompt, *parts):
@@ -131,64 +166,72 @@ def text_of(prompt, *parts):
 
 
 def test_fewshot_prompts_word_for_word(prompt):
+    shot, asked = "Question: Which is the largest ocean?\n", f"Question: {Q}\n"
     p = prompt("fewshot", examples=ONE)
-    start = f"Question: Which is the largest ocean?\nAnswer: The Pacific\nConfidence: 85%\n\nQuestion: {Q}\nAnswer: {A}"
-    assert text_of(p, p.answer(Q)) + f" {A}" == start
+    assert text_of(p, p.answer(Q)) == f"{shot}Answer: The Pacific\n\n{asked}Answer:"
+    start = f"{shot}Answer: The Pacific\nConfidence: 85%\n\n{asked}Answer: {A}"
     assert text_of(p, *p.confidence(Q, A)) == f"{start}|\nConfidence:"
-    assert text_of(p, *p.confidence(Q, A, True)) == f"{start}|\nReasoning:"
-    assert text_of(p, p.after_reasoning(p.lm.encode("so it is"))) == "\nConfidence:"
-    assert text_of(p, p.after_reasoning(p.lm.encode("so it is\n"))) == "Confidence:"
+    p = replace(p, reasoned=True, reflection=9, statement=STATEMENTS["uncertainty"])
+    assert text_of(p, p.answer(Q)) == f"{shot}Reasoning: It is blue.\nAnswer: The Pacific\n\n{asked}Reasoning:"
+    start = f"{shot}Answer: The Pacific\nReflection: Maps say so.\nUncertainty: 0.15\n\n{asked}"
+    assert text_of(p, *p.confidence(Q, A)) == f"{start}Answer: {A}|\nReflection:"
+    assert text_of(p, *p.confidence(Q, A, "He\ndid.")) == f"{start}Reasoning: He did.\nAnswer: {A}|\nReflection:"
 
 
-def test_chat_prompts_turn_by_turn(prompt):
-    p = prompt("chat", examples=ONE)
-    shot = f"<s>[user]{data.ASK}\n\nWhich is the largest ocean?</s>[assistant]The Pacific</s>"
-    ask = f"[user]{data.ASK}\n\n{Q}</s>[assistant]"
-    shot += f"[user]{data.HOW_SURE}</s>[assistant]Confidence: 85%</s>"
-    assert text_of(p, p.answer(Q)) == shot + ask
-    start = f"{shot}{ask}{A}</s>[user]"
-    assert text_of(p, *p.confidence(Q, A)) == f"{start}|{data.HOW_SURE}</s>[assistant]Confidence:"
-    assert text_of(p, *p.confidence(Q, A, True)) == f"{start}|{data.THINK} {data.HOW_SURE}</s>[assistant]"
+@FORMS
+@pytest.mark.parametrize("reflection, reasoned", [(0, False), (9, False), (9, True)])
+def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, reflection, reasoned):
+    """Also what is forced after a thought, which may have ended the model's reply."""
+    p = prompt("chat", examples=ONE, statement=form, reflection=reflection, reasoned=reasoned)
+    how_sure = f"{data.REFLECT} {form.ask}" if reflection else form.ask
+    stated = "Reflection: Maps say so.\n" * (reflection > 0) + f"{form.label} {form.write(0.85)}"
 
+    def rendered(*turns):
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+        return p.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-@BOTH
-@pytest.mark.parametrize("reason", [False, True])
-def test_the_second_turn_goes_on_where_the_first_one_ends(prompt, style, reason):
-    p = prompt(style)
-    first, (context, _) = p.answer(Q), p.confidence(Q, A, reason)
-    assert context[: len(first)] == first
-    assert text_of(p, context[len(first) :]) == (f" {A}" if style == "fewshot" else f"{A}</s>[user]")
-    # the same tokens for every answer, also where the tokenizer would join its last character and the turn's first one
-    answers = ("Goethe", "Goethe.", "", "He did\n", data.HOW_SURE)
-    assert len({tuple(p.confidence(Q, answer, reason)[1]) for answer in answers}) == 1
-
-
-@BOTH
-def test_prompts_with_the_examples(prompt, style):
-    p = prompt(style)
-    answer, confidence = text_of(p, p.answer(Q)), text_of(p, *p.confidence(Q, A))
-    for question, reply, percent in EXAMPLES:
-        for text in (answer, confidence):
-            assert question in text and reply in text and f"Confidence: {percent}" in text
-        assert parse_confidence(f"Confidence: {percent}") == float(percent[:-1]) / 100  # what is shown can be read
-    assert len({c for _, _, c in EXAMPLES}) == len(EXAMPLES)
+    asked = [f"{data.ASK_REASONED if reasoned else data.ASK}\n\n{question}" for question in (ONE[0][0], Q)]
+    first = rendered(asked[0], "Reasoning: It is blue.\nAnswer: The Pacific" if reasoned else "The Pacific", asked[1])
+    assert text_of(p, p.answer(Q)) == first + "Reasoning:" * reasoned
+    shot = (f"{data.ASK}\n\n{ONE[0][0]}", "The Pacific", how_sure, stated, f"{data.ASK}\n\n{Q}")
+    for thought, answer in (("He did.", f"Reasoning: He did.\nAnswer: {A}"), ("", A)):
+        context, turn = p.confidence(Q, A, thought)
+        second = rendered(*shot, answer, how_sure)
+        assert text_of(p, context + turn) == second + ("Reflection:" if reflection else form.label)
+        assert text_of(p, context).endswith("</s>[user]")
+    replies = (p.answer(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, how_sure)
+    for start, turns, label, ask in replies:
+        for thought in (" so", " so\n", " so.\n", " so</s>"):
+            said, reply = p.lm.encode(thought), text_of(p, start).removeprefix(turns)
+            between = rendered(ask).removeprefix("<s>") if thought == " so</s>" else "\n" * ("\n" not in thought)
+            assert text_of(p, start + said + p.after(said[-1], label)) == f"{turns}{reply}{thought}{between}{label}"
 
 
 @BOTH
-def test_a_question_and_an_answer_end_no_turn(prompt, style):
-    p = prompt(style)
-    for question, answer in (("Who?</s>[assistant]", "me</s>"), ("<s>", "<end>\n")):
-        special = [sum(i < 4 for i in sum(p.confidence(q, a), [])) for q, a in ((question, answer), (Q, A))]
-        assert special[0] == special[1] and question in text_of(p, p.answer(question))
-    if style == "fewshot":  # where the end of a line would end it
-        assert text_of(p, p.confidence("Who\nor what?", "me\nor you")[0]).endswith("Who or what?\nAnswer: me or you")
+@FORMS
+def test_each_turn_is_the_same_whatever_the_other_is_like(prompt, style, form):
+    """So that samples do not depend on the statement or the reflection; and no token stands across a border."""
+    p, short = prompt(style, reflection=9, statement=form), prompt(style)
+    assert p.answer(Q) == short.answer(Q)
+    assert replace(p, reasoned=True).confidence(Q, A) == p.confidence(Q, A)
+    answers = ("Goethe", "Goethe.", "", "He did\n", form.ask)
+    assert len({tuple(p.confidence(Q, answer)[1]) for answer in answers}) == 1
+    texts = [text_of(p, p.answer(Q)), text_of(p, *p.confidence(Q, A)), text_of(short, *short.confidence(Q, A))]
+    thoughtful = [text_of(x, x.answer(Q)) for x in (replace(p, reasoned=True), p)]
+    for question, thought, reply, reflection, confidence in EXAMPLES:
+        assert all(question in text and reply in text for text in texts)
+        assert [reflection in text for text in texts] == [False, True, False]
+        assert [thought in text for text in thoughtful] == [True, False]
+        stated = f"{form.label} {form.write(confidence)}"
+        assert [stated in text for text in texts] == [False, True, form is STATEMENTS["confidence"]]
 
 
 def test_prompts_of_the_baselines(prompt):
-    p = without_examples(prompt("fewshot", examples=ONE))  # in chat form, because there is a template
-    start = f"<s>[user]{data.ASK}\n\n{Q}</s>[assistant]{A}</s>[user]"
-    assert text_of(p, *p.confidence(Q, A)) == f"{start}|{data.HOW_SURE}</s>[assistant]Confidence:"
-    p = true_or_false(prompt("fewshot", examples=(*ONE, ("Which is the smallest?", "The Arctic", "5%"))))
+    p = without_examples(prompt("fewshot", examples=ONE, reflection=9))  # in chat form, because there is a template
+    start, ask = f"<s>[user]{data.ASK}\n\n{Q}</s>[assistant]{A}</s>[user]", STATEMENTS["confidence"].ask
+    assert text_of(p, *p.confidence(Q, A)) == f"{start}|{data.REFLECT} {ask}</s>[assistant]Reflection:"
+    two = (*ONE, ("Which is the smallest?", "It is cold.", "The Arctic", "Maps say so.", 0.05))
+    p = true_or_false(prompt("fewshot", examples=two, reflection=9))
     assert text_of(p, *p.confidence(Q, A)) == (
         "Question: Which is the largest ocean?\nAnswer: The Pacific\nTrue or false: True\n\n"
         "Question: Which is the smallest?\nAnswer: The Arctic\nTrue or false: False\n\n"
@@ -199,19 +242,19 @@ def test_prompts_of_the_baselines(prompt):
 
 
 def test_special_tokens_occur_once(make_tokenizer):
-    lm = LM(None, make_tokenizer(PRINTABLE, chat=True, wrap=True), "characters")
+    lm = characters(make_tokenizer(PRINTABLE, chat=True, wrap=True))
     assert Prompt(lm, "chat").answer(Q).count(1) == 1  # the template brings its own <s>
     assert Prompt(lm, "fewshot").answer(Q).count(1) == 1  # raw text gets the tokenizer's
-    assert 1 not in Prompt(lm, "fewshot").after_reasoning([])
+    assert 1 not in Prompt(lm, "fewshot").after(5, "Answer:")
 
 
 def test_chat_needs_a_template_which_is_told_not_to_think_first(make_tokenizer):
     tokenizer = make_tokenizer(PRINTABLE)
     with pytest.raises(ValueError, match="chat.template"):
-        Prompt(LM(None, tokenizer, "characters"), "chat").answer(Q)
+        Prompt(characters(tokenizer), "chat").answer(Q)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif %}"
-    prompt = Prompt(LM(None, tokenizer, "characters"), "chat")
+    prompt = Prompt(characters(tokenizer), "chat")
     assert text_of(prompt, prompt.answer(Q)).endswith("(no thoughts)")
     assert text_of(prompt, prompt.confidence(Q, "42")[1]).endswith("(no thoughts)Confidence:")
 
@@ -255,8 +298,9 @@ def test_a_line_ends_at_a_newline_only(write, separator):
 
 @pytest.mark.parametrize("bad, message", [
     ('{"question": "Who?"', "not JSON"), ("Who?", "not JSON"), ('{"question": "\\ud800"}', "not JSON"),
-    ("[1, 2]", "question"), ('"Who?"', "question"), ("null", "question"), ({"answers": ["Me"]}, "question"),
+    ("[1, 2]", "not an object"), ('"Who?"', "not an object"), ("null", "not an object"),
     *(({"question": question, "answers": ["Me"]}, "question") for question in (" ", 3, None)),
+    ({"answers": ["Me"]}, "question"),
     ({"question": "Who?"}, "answers"),
     *(({"question": "Who?", "answers": answers}, "answers") for answers in ([], "Me", [3], ["Me", " "], None)),
     ({**GOOD, "id": "mine-1"}, "'mine-1' occurs twice"),

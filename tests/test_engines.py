@@ -181,13 +181,13 @@ class Widest(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("engine, vocabulary, size, group, reasoning", [
+@pytest.mark.parametrize("engine, vocabulary, size, group, reflection", [
     ("plain", 152_000, 6, 8, 0), ("shared", 152_000, 6, 8, 0), ("plain", 1900, 32, 16, 96), ("shared", 1900, 9, 16, 96),
 ])  # fmt: skip
-def test_no_more_logits_at_once_than_allowed(world, monkeypatch, engine, vocabulary, size, group, reasoning):
+def test_no_more_logits_at_once_than_allowed(world, monkeypatch, engine, vocabulary, size, group, reflection):
     """A whole step of training. 1,900 tokens with an eightieth of the limit are cut as 152,000 are."""
     monkeypatch.setattr(language, "LOGITS", 2**25 * vocabulary // 152_000)
-    lm, prompt = world()
+    lm, prompt = world(reflection=reflection)
     config = transformers.GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=1, n_head=2, n_positions=256)
     config.eos_token_id = config.bos_token_id = 0
     lm = replace(lm, model=transformers.GPT2LMHeadModel(config).eval().requires_grad_(False))
@@ -202,7 +202,7 @@ def test_no_more_logits_at_once_than_allowed(world, monkeypatch, engine, vocabul
     lm.model.get_output_embeddings().register_forward_hook(note)
     monkeypatch.setattr(rl.Optimizer, "backward", lambda *a: held.append(0) or backward(*a))
     items = [rl.Item(*ASKED[i % 4], 0.1 + 0.02 * i, 1) for i in range(size)]
-    settings = Config(questions=size, rollouts=group, reasoning=reasoning, steps=1, amp="off")
+    settings = Config(questions=size, rollouts=group, steps=1, amp="off")
     lm = shared(lm) if engine == "shared" else lm
     with Widest() as widest:
         widest.vocabulary = vocabulary

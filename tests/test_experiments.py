@@ -1,5 +1,6 @@
 """experiments/: the grid is made of flags that exist, and the tables say what the runs said."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -8,13 +9,19 @@ from operator import itemgetter
 
 import numpy as np
 import pytest
+from helpers import ASKED, plain_logits, randomise
+from scipy.stats import spearmanr
 
 import eval as ev
+import lora
+import rl
+from data import Prompt
 from experiments import __main__ as main
-from experiments import pictures, scores, tables
+from experiments import grid, pictures, replication, scores, tables, thoughts
 from experiments.grid import TABLES, Table, slug
 from infra.cli import parse
 from infra.folder import Run, key
+from report.tables import METHODS
 from settings import Config, check
 
 
@@ -24,7 +31,8 @@ def test_every_arm_is_a_run_that_could_be_started(name):
     table = TABLES[name]
     assert set(table.references) <= set(table.arms) and len({slug(arm) for arm in table.arms}) == len(table.arms)
     found = {arm: parse(shlex.split(table.call(arm, 7)))[1] for arm in table.arms}
-    assert len(set(found.values())) == len(table.arms) and {config.seed for config in found.values()} == {7}
+    assert len({(config, table.programs.get(arm)) for arm, config in found.items()}) == len(table.arms)
+    assert {config.seed for config in found.values()} == {7} and set(table.programs) <= set(table.arms)
     for config in found.values():
         check(config)
     assert len({key("sample", config) for arm, config in found.items() if "questions" not in arm}) == 1
@@ -47,7 +55,8 @@ def runs(tmp_path):
             stated = [None if arm == "other" and i % 10 == 0 else c for i, c in enumerate(said.tolist())]
             run.write("predictions.jsonl", [
                 {"part": "test" if i < 100 else "unseen", "id": str(i), "family": "ab"[i % 2], "correct": y,
-                 "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5}
+                 "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5,
+                 "untrained": 0.7 + 0.3 * t, "alone": 1 - 0.1 * t}
                 for i, (y, t, s, e) in enumerate(zip(correct, truth.tolist(), stated, said.tolist(), strict=True))
             ])  # fmt: skip
             log = [{"reward": 0.5, "mean_confidence": 0.1 * seed, "correlation": i / 40 or None} for i in range(39)]
@@ -73,7 +82,7 @@ def test_a_table_from_its_runs(runs):
     found = tables.collect(TINY, runs)
     assert list(found) == ["test", "unseen"] and found["test"]["n"] == 100
     rows = found["test"]["rows"]
-    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 7
+    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 9
     assert rows["other, stated"]["malformed"] == pytest.approx(0.1) and rows["one, stated"]["malformed"] == 0
     assert rows["one, stated"]["tokens"] == pytest.approx(4.5) and rows["one, expected"]["tokens"] is None
     near = rows["other, stated"]["agreement"]["target"]  # what bounds a student
@@ -81,6 +90,7 @@ def test_a_table_from_its_runs(runs):
         of = map(itemgetter("trained", "correct", "target", "family"), asked(runs, "other", seed))
         said, correct, target, family = zip(*of, strict=True)
         want = ev.metrics(*ev.with_missing(said, correct)[1], family)
+        want["spearman"] = spearmanr(ev.with_missing(said, correct)[1][0], target).statistic
         assert rows["other, stated"]["seeds"][i] == pytest.approx({m: want[m] for m in tables.MEASURED})
         apart = [abs(c - p) for c, p in zip(said, target, strict=True) if c is not None]
         assert near["mean_absolute_difference"][i] == pytest.approx(np.mean(apart)) and near["spearman"][i] > 0.999
@@ -92,7 +102,9 @@ def test_differences_are_paired(runs):
     """Each arm is held against each reference and not against itself; from the other side it has another sign."""
     found = tables.collect(replace(TINY, references=("other", "one")), runs)["test"]
     differences, kinds = found["differences"], ("stated", "expected")
-    assert list(differences) == ["other", "one", "teacher"] and len(differences["teacher"]) == 4
+    base, alone = METHODS["untrained"], METHODS["alone"]
+    assert list(differences) == ["other", "one", "teacher", base, alone] and len(differences["teacher"]) == 4
+    assert list(differences[base]) == ["one, stated", "other, stated"] and list(differences[alone]) == [base]
     for kind in kinds:
         one, other = (found["rows"][f"{arm}, {kind}"]["mean"] for arm in TINY.arms)
         for name, (difference, low, high) in differences["other"][f"one, {kind}"].items():
@@ -159,7 +171,8 @@ def test_what_is_written(runs, tmp_path, known):
     assert (target / "differences.png").stat().st_size > 10_000
     tables.write("tiny", replace(TINY, arms={"one": "--lr 1"}, references=()), runs, tmp_path / "results")
     text = (target / "report.md").read_text()
-    assert text.count("Differences to") == text.count("Differences to the teacher")
+    to = ("the teacher", *(f"*{METHODS[way]}*" for way in ("untrained", "alone")))
+    assert text.count("Differences to") == 3 * 2 and all(text.count(f"Differences to {name}") == 2 for name in to)
 
 
 def test_an_interrupted_copy_of_the_samples_is_no_obstacle(tmp_path, monkeypatch):
@@ -168,8 +181,8 @@ def test_an_interrupted_copy_of_the_samples_is_no_obstacle(tmp_path, monkeypatch
     (tmp_path / "one-1.tmp").mkdir()
     Run(tmp_path / "samples-1").start("sample", Config())
     for _ in range(2):  # what is there is not copied again
-        main.arm(tmp_path / "samples-1", folder, "--lr 1", 1)
-    assert calls == [(folder, "eval", "--lr 1", 1)] * 2 and (folder / "config.json").exists()
+        main.arm(tmp_path / "samples-1", folder, "--lr 1", 1, "")
+    assert calls == [(folder, "eval", "--lr 1", 1, "")] * 2 and (folder / "config.json").exists()
 
 
 def test_what_is_not_in_the_grid_is_refused_before_anything_is_run(monkeypatch, capsys):
@@ -181,9 +194,48 @@ def test_what_is_not_in_the_grid_is_refused_before_anything_is_run(monkeypatch, 
         assert said in capsys.readouterr().err
 
 
-def test_a_run_that_fails_says_why(tmp_path):
+@pytest.mark.parametrize("program", ["", "experiments.thoughts constant"])
+def test_a_run_that_fails_says_why(program, tmp_path):
     with pytest.raises(ValueError, match="run ended with 2: error: unrecognized arguments: --nothing.*run.log"):
-        main.calunc(tmp_path / "run", "sample", "--nothing 1", 1)
+        main.calunc(tmp_path / "run", "sample", "--nothing 1", 1, program)
+
+
+def test_reflections_that_are_not_the_trained_models_own(world):
+    """Constant words are part of what is asked; a frozen reflection is the base model's, and the number is not."""
+    lm, prompt = world(reflection=3)
+    context, turn = thoughts.constant(Prompt.confidence)(replace(prompt, reflection=0), "banner of Zorva", "red")
+    assert lm.decode(turn) == "\nReflection: red red red red\nConfidence:" and lm.decode(context).endswith("Answer: red")
+    randomise(lora.add_lora(lm, rank=2))
+    asked, how = rl.ask(lm, prompt, ASKED, Config()), (2, 0.0, range(len(ASKED)))
+    with lora.adapter(lm, False):
+        base = rl.rollout(lm, prompt, asked, *how)
+    found = thoughts.frozen(rl.rollout, lm, prompt, asked, *how)
+    for pair, group, of_base in zip(ASKED, found, base, strict=True):
+        (context, turn), r = prompt.confidence(*pair), group[1]
+        assert r.forced == of_base[1].thought + of_base[1].forced and r.thought == []
+        logits = plain_logits(lm, context, turn + r.tokens)[-len(r.number) - 1 : -1]
+        assert logits.argmax(-1).tolist() == r.number and sum(r.actions) == len(r.number)  # of the adapter
+
+
+def test_the_claims_are_those_of_the_table(runs):
+    """`one` in the place of the paper's reward, which says the truth, and `other` in that of the Brier reward."""
+    table = replace(TINY, arms={grid.PAPER: "", grid.BRIER: ""}, references=(grid.PAPER,))
+    for seed, (arm, name) in itertools.product(TINY.seeds, zip(TINY.arms, table.arms, strict=True)):
+        shutil.copytree(runs / f"{arm}-{seed}", runs / f"{slug(name)}-{seed}")
+    parts = tables.collect(table, runs)
+    rows = {title: row["mean"] for title, row in parts["test"]["rows"].items()}
+    ours, brier = (rows[f"{name}, stated"] for name in (grid.PAPER, grid.BRIER))
+    base, alone = rows[METHODS["untrained"]], rows[METHODS["alone"]]
+    claims, words = zip(*replication.claims(parts), strict=True)
+    assert claims[0].startswith(" / ".join(f"{r['ece']:.3f}" for r in (ours, brier, base, alone)))
+    assert f"entropy - Brier {ours['ece'] - brier['ece']:+.3f} [" in claims[0] and words[0] == "holds"
+    assert f"Brier - entropy {brier['auroc'] - ours['auroc']:+.3f} [" in claims[1]
+    assert words[1].startswith("Brier ahead: does not") and words[3] == "holds"  # the malformed ones cost it ranks
+    assert claims[3].startswith(f"{ours['spearman']:.2f} / {brier['spearman']:.2f}; ")
+    assert f"ECE {base['ece'] - alone['ece']:+.3f} [" in claims[4] and words[4] == "ECE: holds; AUROC: holds"
+    assert claims[5].startswith("4 tokens a question instead of 22;") and len(claims) == len(replication.PUBLISHED)
+    found = [replication.verdict(d, low) for low in (True, False) for d in ((-1, -2, 0), (-1, -2, -0.1), (1, 0.1, 2))]
+    assert found == ["a tie", "holds", "does not", "a tie", "does not", "holds"]
 
 
 @pytest.fixture(scope="module")

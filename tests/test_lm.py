@@ -96,7 +96,7 @@ def test_chunks_and_recomputation_change_nothing(load, monkeypatch, engine, limi
     def run(recompute):
         scored, saved = rl.scorer(shared(lm) if engine is sharing else lm, 7, Config(recompute=recompute)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
-            logp, _ = scored(rl.Asked(PROMPTS, None), range(len(PROMPTS)), COMPLETIONS, 1.0)
+            logp, _ = scored(rl.Asked(PROMPTS, None, range(len(PROMPTS))), range(len(PROMPTS)), COMPLETIONS, 1.0)
         weight = torch.randn(logp.shape, generator=torch.Generator().manual_seed(0))
         return logp.detach(), *torch.autograd.grad((logp * weight).sum(), parameter), sum(saved)
 
@@ -349,6 +349,20 @@ def test_the_adapter_is_a_low_rank_update_of_the_weight(load):
     merge(lm)
     assert not any(isinstance(m, LoRA) for m in lm.model.modules())
     torch.testing.assert_close(got, logits_of(lm, PROMPTS[1]), atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_is_on_the_adapters_input_where_there_are_gradients():
+    """Of an adapter that adds its input: a quarter is dropped, and the mean stays."""
+    lora, x = LoRA(torch.nn.Linear(4, 4), rank=4, alpha=4, dropout=0.25), torch.ones(5000, 4)
+    lora.A.data = lora.B.data = torch.eye(4)
+    added, lm = lora(x) - lora.base(x), SimpleNamespace(model=torch.nn.Sequential(lora))
+    kept = torch.isclose(added, torch.tensor(4 / 3), atol=1e-5)
+    assert (kept | (added.abs() < 1e-5)).all() and not torch.equal(lora(x), lora(x))
+    assert abs(kept.float().mean() - 0.75) < 5 * (0.25 * 0.75 / 20000) ** 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(lora(x) - lora.base(x), x)
+    with adapter(lm, False):
+        assert torch.equal(lora(x), lora.base(x))
 
 
 def test_the_seed_decides_the_first_adapter(load):

@@ -12,8 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from pages import COST, HOSTILE, PLATT, ROWS, SAMPLES, STAGES, built, evil, rendered, steps
-from scipy.stats import binomtest, spearmanr
-from sklearn.metrics import roc_auc_score
+from scipy.stats import binomtest
 
 import eval
 from experiments.tables import fill
@@ -137,6 +136,9 @@ def test_the_page_has_every_question_and_every_table(usual):
         assert (shown["question"], shown["answer"], shown["accepted"]) == (s["question"], s["answer"], s["answers"])
         assert sorted(t for t, count in shown["samples"] for _ in range(count)) == sorted(s["samples"])
         assert shown["right"] is bool(r["correct"])
+        thoughts = {"thought before the answer": s["thought"], "untrained": r["reflection, untrained"]}
+        thoughts = {way: text for way, text in thoughts.items() if text or way == "untrained"}  # an empty one is one
+        assert dict(shown["thoughts"]) == thoughts | {"trained": r["reflection, trained"]}
     expected = [table for s in report["sets"].values() for table in tables.of_set(s)] + [*tables.costs(report)]
     for table, (_, _, heads, rows) in zip(parsed.tables, expected, strict=False):
         assert table == [heads, *([name, *cells] for name, cells in rows.items())]
@@ -144,28 +146,8 @@ def test_the_page_has_every_question_and_every_table(usual):
     assert all(warning in parsed.words for warning in report["warnings"])
 
 
-def test_the_report_against_sklearn_and_scipy():
-    report = built(ROWS)
-    rows = [r for r in ROWS if r["part"] == "test"]
-    found, correct = report["sets"]["test"], np.array([r["correct"] for r in rows])
-    worst = np.array([1 - r["correct"] if r["trained"] is None else r["trained"] for r in rows])
-    assert found["methods"]["Stated, trained"]["auroc"] == pytest.approx(roc_auc_score(correct, worst))
-    stated = [r for r in rows if r["trained"] is not None]
-    dropped = found["methods"]["Stated, trained, malformed dropped"]
-    assert dropped["n"] == len(stated)
-    assert dropped["brier"] == pytest.approx(np.mean([(r["trained"] - r["correct"]) ** 2 for r in stated]))
-    assert found["malformed"]["Stated, trained"] == pytest.approx(1 - len(stated) / len(rows))
-    pair = found["agreement"]["Stated, trained v known probability"]
-    both = [(r["trained"], r["truth"]) for r in stated]
-    assert pair["spearman"] == pytest.approx(spearmanr(both).statistic) and pair["n"] == len(stated)
-    odd = np.array([r["family"] == "odd" for r in rows])
-    assert found["families"]["odd"]["n"] == odd.sum()
-    assert found["families"]["odd"]["auroc"] == pytest.approx(roc_auc_score(correct[odd], worst[odd]))
-    assert any(w.startswith("test: Stated, trained: ") and "no stated confidence" in w for w in report["warnings"])
-
-
 def test_teacher_cost_splits_the_time_by_tokens():
-    samples = [{"answer_tokens": 2, "sample_tokens": 10}, {"answer_tokens": 4, "sample_tokens": 14}]
+    samples = [{"reply_tokens": 2, "sample_tokens": 10}, {"reply_tokens": 4, "sample_tokens": 14}]
     cost = build.teacher_cost(samples, 3.0)
     assert cost["answer"] == pytest.approx({"tokens": 3, "seconds": 0.6})
     assert cost["target"] == pytest.approx({"tokens": 15, "seconds": 3})

@@ -123,7 +123,7 @@ def test_public_names_take_what_they_promise():
         assert f"{signature.split('(')[0]}{inspect.signature(found)}".startswith(signature[:-1])
         more = list(inspect.signature(found).parameters.values())[signature.count(",") + 1 :]
         assert all(parameter.default is not parameter.empty for parameter in more), signature
-    assert list(calunc.Answer.__dataclass_fields__) == ["text", "confidence"]
+    assert list(calunc.Answer.__dataclass_fields__) == ["text", "confidence", "reflection"]
 
 
 def test_no_file_knows_where_it_was_written_or_what_is_left_to_do():

@@ -21,13 +21,12 @@ from helpers import ASKED, SUBJECTS, Config, Recorder, plain_logits, plain_logp,
 import calunc
 import rl
 from beyond import exact, rewards
-from data import LABEL, parse_confidence
 from infra import loop
 from infra.loop import batch_of
 from lm import LM, seed_of, stop_ids
-from lora import adapter, add_lora
+from lora import LoRA, adapter, add_lora
 from report.build import troubles
-from rl import Item, Rollouts, group_advantages, kl_to_reference, policy_loss
+from rl import Item, Rollout, group_advantages, kl_to_reference, policy_loss
 
 KINDS = ("loo", "center", "zscore")
 REWARDS = np.random.default_rng(0).uniform(0, 1, (5, 7))
@@ -137,11 +136,23 @@ DRAW = np.random.default_rng(3).integers
 TURN = [9, 30]
 CONTEXTS = [[1, 7, *DRAW(3, 48, n).tolist()] for n in (2, 7, 1, 3, 3, 2, 5, 1)]
 SAID = [[DRAW(0, 4, n).tolist() for n in DRAW(1, 5, 4)] for _ in CONTEXTS]
-ACTIONS = [[DRAW(0, 2, len(x)).tolist() for x in group] for group in SAID]
 EARNED = np.random.default_rng(3).uniform(size=(8, 4)).tolist()
 BOTH = dict(kl=0.3, rollout_temperature=1.5)
 PAIRS = list(itertools.product(range(3), repeat=2))  # all completions of two of three tokens
 PAIR_REWARDS = torch.tensor([0.9, 0.1, 0.35, 0.6, 0.0, 0.95, 0.2, 0.7, 0.5], dtype=torch.float64)
+
+
+def parted(tokens, confidence):
+    """Somewhere into a thought, what is forced, and a number."""
+    begin, end = sorted(DRAW(0, len(tokens) + 1, 2))
+    return Rollout(tokens[:begin], tokens[begin:end], tokens[end:], confidence)
+
+
+BATCH = [[parted(*x) for x in zip(*both, strict=True)] for both in zip(SAID, EARNED, strict=True)]
+
+
+def earning(earned, batch=BATCH):
+    return [[x._replace(confidence=c) for x, c in zip(*both, strict=True)] for both in zip(batch, earned, strict=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -172,27 +183,24 @@ def adapter_of(lm):
     return torch.cat([p.detach().flatten() for p in lm.model.parameters() if p.requires_grad])
 
 
-def dressed(lm):
+def dressed(lm, dropout=0.0):
     """With an adapter that is not zero, always the same."""
-    randomise(add_lora(lm, rank=2, alpha=4), scale=0.3)
+    randomise(add_lora(lm, rank=2, alpha=4, dropout=dropout), scale=0.3)
     return lm
 
 
-def given(lm, config, said=SAID, actions=ACTIONS, earned=EARNED, contexts=CONTEXTS, turn=TURN, see=None, saved=None):
-    """Train with these completions, which earn what they state, in every step. -> what is logged, the optimiser"""
+def given(lm, config, batch=BATCH, contexts=CONTEXTS, turn=TURN, see=None, saved=None):
+    """Train with these rollouts, which earn what they state, in every step. -> what is logged, the optimiser"""
     asked, log = [], []
 
-    def confidence(q, answer, reason):
+    def confidence(q, answer, thought):
         asked.append(int(q))
         return contexts[int(q)], turn
 
-    def rollout(lm, prompt, which, *_):
-        return Rollouts(*([x[q] for q in asked[-len(which.prompts) :]] for x in (said, actions, earned)))
-
     items = [Item(str(q), "", q / len(contexts), 1) for q in range(len(contexts))]
-    config = replace(config, questions=99, rollouts=len(said[0]))  # there are fewer
+    config = replace(config, questions=99, rollouts=len(batch[0]))  # there are fewer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl, "rollout", rollout)
+        patch.setattr(rl, "rollout", lambda lm, prompt, which, *_: [batch[q] for q in asked[-len(which.prompts) :]])
         rl.train(lm, SimpleNamespace(confidence=confidence), items, config, lambda c, x: c or 0.0,
                  lambda record: (log.append(record), see and see(record)), saved)  # fmt: skip
     return log, rl.last
@@ -206,15 +214,17 @@ def said_logp(lm, config, context, turn, said):
     return (logits / config.rollout_temperature).log_softmax(-1)[range(len(said)), said]
 
 
-def plain_gradient(lm, config, contexts=CONTEXTS, turn=TURN, said=SAID, actions=ACTIONS, earned=EARNED):
+def plain_gradient(lm, config, batch=BATCH, contexts=CONTEXTS, turn=TURN, reward=lambda c, q: c):
     """REINFORCE with the group as baseline, by loops. -> gradient, the divergence"""
-    gain, divergence, size = 0.0, 0.0, sum(map(len, said))
-    for context, tokens, chosen, row in zip(contexts, said, actions, earned, strict=True):
-        for i, (x, a) in enumerate(zip(tokens, map(torch.tensor, chosen), strict=True)):
-            logp = said_logp(lm, config, context, turn, x)
+    gain, divergence, size = 0.0, 0.0, sum(map(len, batch))
+    for q, (context, group) in enumerate(zip(contexts, batch, strict=True)):
+        earned = [reward(r.confidence, q) for r in group]
+        for i, (thought, forced, number, _) in enumerate(group):
+            a = torch.tensor([1] * len(thought) + [0] * len(forced) + [1] * len(number))
+            logp = said_logp(lm, config, context, turn, thought + forced + number)
             with torch.no_grad(), adapter(lm, False):
-                reference = said_logp(lm, config, context, turn, x)
-            gain = gain + advantage_by_loop(row, i, config.advantage) * (logp * a).sum() / size
+                reference = said_logp(lm, config, context, turn, thought + forced + number)
+            gain = gain + advantage_by_loop(earned, i, config.advantage) * (logp * a).sum() / size
             divergence = divergence + ((logp - reference) ** 2 / 2 * a).sum() / size
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     found = torch.autograd.grad(config.kl * divergence - gain, parameters)
@@ -276,25 +286,25 @@ def test_a_step_is_unbiased(kind, factor, temperature):
     want = torch.cat([g.flatten() for g in torch.autograd.grad((chance * PAIR_REWARDS).sum(), parameters)])
     groups = list(itertools.product(range(9), repeat=2))
     earned = [(chance[i] * chance[j] * PAIR_REWARDS[[i, j]]).tolist() for i, j in groups]
-    said = [[list(PAIRS[i]), list(PAIRS[j])] for i, j in groups]
-    _, optimizer = given(lm, config, said, [[[1, 1]] * 2] * 81, earned, [[0, 2, 1]] * 81, [1])
+    batch = earning(earned, [[Rollout([PAIRS[i][0]], [], [PAIRS[i][1]], None) for i in group] for group in groups])
+    _, optimizer = given(lm, config, batch, [[0, 2, 1]] * 81, [1])
     assert close(-81 * optimizer.steps[0], factor * want, 1e-3)
 
 
 def test_what_is_logged(load):
     earned = [[0.1, None, 0.3, 0.1], [0.5, 0.5, 0.5, 0.5], [None, None, 0.75, 0.25]]
     lm = dressed(load("llama"))
-    log, optimizer = given(lm, Config(amp="off", steps=2), SAID[:3], ACTIONS[:3], earned, CONTEXTS[:3])
+    log, optimizer = given(lm, Config(amp="off", steps=2), earning(earned, BATCH[:3]), CONTEXTS[:3])
     stated = [[c for c in group if c is not None] for group in earned]
     assert log[0] == pytest.approx({
         "step": 0, "reward": sum(map(sum, stated)) / 12, "malformed": 3 / 12, "distinct": 5, "no_signal": 1 / 3,
         "mean_confidence": np.mean(sum(stated, [])), "kl": 0, "skipped": 0, "loss": optimizer.losses[0],
         "correlation": np.corrcoef([np.mean(group) for group in stated], [0, 1 / 3, 2 / 3])[0, 1],
-        "tokens": sum(map(sum, sum(ACTIONS[:3], []))),  # forced ones are no part of what is generated
+        "tokens": sum(len(x.thought + x.number) for x in sum(BATCH[:3], [])),  # what is forced is not generated
         "grad_norm": optimizer.steps[0].norm().item(),
     }, rel=1e-4)  # fmt: skip
     before = adapter_of(lm)
-    log, _ = given(lm, Config(amp="off", steps=2), earned=[[None] * 4] * 8)  # no number at all: no signal, no step
+    log, _ = given(lm, Config(amp="off", steps=2), earning([[None] * 4] * 8))  # no number at all: no signal, no step
     for record in log:
         assert record["malformed"] == record["no_signal"] == 1 and record["reward"] == record["distinct"] == 0
         assert record["mean_confidence"] is record["correlation"] is None and record["grad_norm"] == 0
@@ -331,14 +341,14 @@ def test_an_epoch_has_each_question_once(n, size):
 def test_mixed_precision(load, amp):
     """The gradient is close. A step that overflows is skipped, and halves the scale that fp16 needs."""
     want, _ = plain_gradient(dressed(load("llama")), Config(kl=0.1))
-    lm, dtypes, states, earned = dressed(load("llama")), set(), [], [list(row) for row in EARNED]
+    lm, dtypes, states, batch = dressed(load("llama")), set(), [], list(BATCH)
     lm.model.model.layers[0].mlp.up_proj.base.register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
 
     def see(record):
         states.append(adapter_of(lm))
-        earned[:] = [[c * (1e37 if record["step"] == 8 else 1) for c in row] for row in EARNED]  # of step 9
+        batch[:] = earning(np.multiply(EARNED, 1e37 if record["step"] == 8 else 1).tolist())  # of step 9
 
-    log, optimizer = given(lm, Config(amp=amp, kl=0.1, lr=1e-6, steps=11), earned=earned, see=see)
+    log, optimizer = given(lm, Config(amp=amp, kl=0.1, lr=1e-6, steps=11), batch, see=see)
     skipped, scales = [r["skipped"] for r in log], optimizer.scales
     assert skipped[8:] == [0, 1, 0]  # before, fp16 has to find its scale
     if amp == "fp16":
@@ -395,51 +405,44 @@ def speaker(request, world):
     return (shared(lm) if request.param == "shared" else lm), prompt
 
 
-def flat(batch):
-    """(tokens, actions, confidence) of each rollout."""
-    groups = zip(batch.tokens, batch.actions, batch.confidence, strict=True)
-    return [one for group in groups for one in zip(*group, strict=True)]
-
-
-def thought_and_number(prompt, tokens, actions):
-    """What is sampled, around what is forced."""
-    begin = actions.index(0)
-    label = prompt.after_reasoning(tokens[:begin])
-    end = begin + len(label)
-    assert actions == [1] * begin + [0] * len(label) + [1] * (len(tokens) - end) and tokens[begin:end] == label
-    return tuple(tokens[:begin]), tuple(tokens[end:])
-
-
-@pytest.mark.parametrize("reasoning", [0, 1, 7])
-def test_rollouts(speaker, reasoning):
+@pytest.mark.parametrize("reflection", [0, 1, 7])
+def test_rollouts(speaker, reflection):
     """Perhaps a thought, and the label that nobody chose; a number, the token that ends it included."""
-    (lm, prompt), found, asking = speaker, [], [ASKED[0], *ASKED[:3]]
-    line, number = stop_ids(lm, "\n"), stop_ids(lm, "\n%")
-    asked, batch = roll(lm, prompt, asking, 60, 1.0, SEEDS, reasoning)
-    assert asked.prompts == [sum(prompt.confidence(q, a, reasoning > 0), []) for q, a in asking]
-    assert all([len(group) for group in x] == [60] * 4 for x in (batch.tokens, batch.actions, batch.confidence))
-    for tokens, actions, confidence in flat(batch):
-        thought, said = thought_and_number(prompt, tokens, actions) if reasoning else ((), tokens)
-        assert reasoning or actions == [1] * len(tokens)
-        for part, longest, stop in ((thought, reasoning, line), (said, rl.NUMBER_TOKENS, number)):
+    (lm, prompt), asking = speaker, [ASKED[0], *ASKED[:3]]
+    prompt, line, number = replace(prompt, reflection=reflection), stop_ids(lm, "\n"), stop_ids(lm, "\n%")
+    asked, batch = roll(dressed(lm), prompt, asking, 60, 1.3, SEEDS)
+    assert asked.prompts == [sum(prompt.confidence(q, a), []) for q, a in asking]
+    assert [len(group) for group in batch] == [60] * 4
+    found = sum(batch, [])
+    for r in found:
+        for part, longest, stop in ((r.thought, reflection, line), (r.number, rl.NUMBER_TOKENS, number)):
             assert not stop & set(part[:-1]) and (len(part) == longest or part[-1] in stop)
-        assert confidence == parse_confidence(LABEL + lm.tokenizer.decode(said))
-        found.append((tuple(thought), tuple(said)))
-    assert batch.sampled == sum(sum(actions) for _, actions, _ in flat(batch))
-    assert len({confidence for *_, confidence in flat(batch)} - {None}) > 2
-    assert any(said[-1] == lm.tokenizer.eos_token_id for _, said in found)  # which is an action too
-    assert len({len(thought) for thought, _ in found}) > 2 or reasoning < 7
-    if reasoning == 1:  # numbers after the same thought are drawn independently: across groups, and inside each
-        assert any(a[0] == b[0] and a[1] != b[1] for a, b in zip(found[:60], found[60:120], strict=True))
-        common = Counter(thought for thought, _ in found[:60]).most_common(1)[0][0]
-        assert len({said for thought, said in found[:60] if thought == common}) > 1
+        assert r.forced == (prompt.after(r.thought[-1], "Confidence:") if reflection else [])
+        text = lm.tokenizer.decode([t for t in r.number if t != lm.tokenizer.eos_token_id])
+        assert r.confidence == prompt.statement.read(f"Confidence:{text}")
+        assert r.tokens == r.thought + r.forced + r.number and len(r.actions) == len(r.tokens)
+        assert [t for t, chosen in zip(r.tokens, r.actions, strict=True) if chosen] == r.thought + r.number
+    assert loop.sampled(batch) == sum(sum(r.actions) for r in found)
+    assert len({r.confidence for r in found} - {None}) > 2
+    assert any(r.number[-1] == lm.tokenizer.eos_token_id for r in found)  # which is an action too
+    assert len({len(r.thought) for r in found}) > 2 or reflection < 7
+    if reflection == 1:  # numbers after the same thought are drawn independently: across groups, and inside each
+        assert any(a.thought == b.thought and a.number != b.number for a, b in zip(*batch[:2], strict=True))
+        common = Counter(r.thought[0] for r in batch[0]).most_common(1)[0][0]
+        assert len({tuple(r.number) for r in batch[0] if r.thought == [common]}) > 1
+    # both engines score them as plain passes do
+    logp, _ = lm.engine(9).completion_logprobs(lm, asked.read(lm, [1]), [[r.tokens for r in batch[1][:5]]], 1.3)
+    for got, r in zip(logp, batch[1], strict=False):
+        turn = prompt.confidence(*asking[1])[1]
+        want = plain_logp(lm, asked.prompts[1][: -len(turn)], turn + r.tokens, 1.3)[len(turn) :]
+        torch.testing.assert_close(got[: len(want)], want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("reasoning", [0, 5])
-def test_temperature_zero_is_greedy(speaker, reasoning):
-    """By plain passes; the number follows from the reasoning. Whoever samples has the adapter on."""
-    lm, prompt = speaker
-    _, batch = roll(dressed(lm), prompt, ASKED, 2, 0.0, SEEDS, reasoning)
+@pytest.mark.parametrize("reflection", [0, 5])
+def test_temperature_zero_is_greedy(speaker, reflection):
+    """By plain passes; the number follows from the reflection. Whoever samples has the adapter on."""
+    lm, prompt = speaker[0], replace(speaker[1], reflection=reflection)
+    _, batch = roll(dressed(lm), prompt, ASKED, 2, 0.0, SEEDS)
 
     def greedy(context, head, steps, stop):
         out = []
@@ -447,19 +450,20 @@ def test_temperature_zero_is_greedy(speaker, reasoning):
             out.append(int(plain_logits(lm, context, head + out)[-1].argmax()))
         return out
 
-    for (q, a), said in zip(ASKED, batch.tokens, strict=True):
-        context, turn = prompt.confidence(q, a, reasoning > 0)
-        begun = greedy(context, turn, reasoning, stop_ids(lm, "\n"))
-        begun += prompt.after_reasoning(begun) if reasoning else []
-        assert said == [begun + greedy(context, turn + begun, 6, stop_ids(lm, "\n%"))] * 2
+    for (q, a), group in zip(ASKED, batch, strict=True):
+        context, turn = prompt.confidence(q, a)
+        begun = greedy(context, turn, reflection, stop_ids(lm, "\n"))
+        begun += prompt.after(begun[-1], "Confidence:") if reflection else []
+        assert [r.tokens for r in group] == [begun + greedy(context, turn + begun, 6, stop_ids(lm, "\n%"))] * 2
 
 
-@pytest.mark.parametrize("reasoning", [0, 5])
-def test_rollouts_depend_on_their_seed_alone(speaker, reasoning, monkeypatch):
+@pytest.mark.parametrize("reflection", [0, 5])
+def test_rollouts_depend_on_their_seed_alone(speaker, reflection, monkeypatch):
     """Not on the batch, but for rounding; so a part at a time, where their caches would not fit, changes nothing."""
+    lm, prompt = speaker[0], replace(speaker[1], reflection=reflection)
 
     def drawn(pairs=ASKED, seeds=SEEDS):
-        return [tuple(tokens) for tokens, *_ in flat(roll(*speaker, pairs, 8, 1.2, seeds, reasoning)[1])]
+        return [tuple(r.tokens) for r in sum(roll(lm, prompt, pairs, 8, 1.2, seeds)[1], [])]
 
     def same(other):
         return np.mean([a == b for a, b in zip(whole, other, strict=True)])
@@ -474,47 +478,51 @@ def test_rollouts_depend_on_their_seed_alone(speaker, reasoning, monkeypatch):
 # ---- all of a step, sampled ----------------------------------------------------------------------
 
 ITEMS = [Item(f"banner of {s}", a, p, 1) for s in SUBJECTS for a, p in [("red", 0.9), ("blue", 0.1)]]
-FAST = Config(steps=30, questions=8, rollouts=16, lr=1e-2, amp="off")
+FAST = Config(steps=30, questions=8, rollouts=16, lr=1e-2, amp="off", reflection=0)
 calibrated = rewards.chosen(FAST)
 
 
 def learn(world, config, items=ITEMS, layers=1, see=lambda lm: None, saved=None):
     """-> the trained model, and what was logged."""
-    (lm, prompt), log = world(layers), []
-    add_lora(lm, rank=4, alpha=8)
+    (lm, prompt), log = world(layers, reflection=config.reflection), []
+    add_lora(lm, rank=4, alpha=8, dropout=config.dropout)
     rl.train(lm, prompt, items, config, calibrated, lambda r: (log.append(r), see(lm)), saved,
-             exact.instead(lm, config, calibrated))  # fmt: skip
+             exact.instead(lm, prompt, config, calibrated))  # fmt: skip
     return lm, log
 
 
-@pytest.mark.parametrize("reasoning, engine", [(0, "shared"), (3, "plain"), (3, "shared")])
-def test_the_gradient_of_what_was_sampled(world, monkeypatch, reasoning, engine):
+@pytest.mark.parametrize("reflection, engine", [(0, "shared"), (3, "plain"), (3, "shared")])
+def test_the_gradient_of_what_was_sampled(world, monkeypatch, reflection, engine):
     """By plain passes over each rollout; no two groups have a seed in common."""
-    (lm, prompt), seen, sample = world(), [], rl.rollout
+    (lm, prompt), seen, sample = world(reflection=reflection), [], rl.rollout
     monkeypatch.setattr(rl, "rollout", lambda *args: seen.append((args, sample(*args))) or seen[-1][1])
-    config = Config(rollout_temperature=1.7, kl=0.1, reasoning=reasoning, questions=4, rollouts=3, steps=2, amp="off")
+    config = Config(rollout_temperature=1.7, kl=0.1, questions=4, rollouts=3, steps=2, amp="off")
     asked, log = [ITEMS[0], *ITEMS[:3]], []
     rl.train(dressed(shared(lm) if engine == "shared" else lm), prompt, asked, config, calibrated, log.append)
     assert {args[4] for args, _ in seen} == {1.7} and len({s for args, _ in seen for s in args[5]}) == 8
-    assert len({str(group) for _, batch in seen for group in batch.tokens}) == 8
+    assert len({str([r.tokens for r in group]) for _, batch in seen for group in batch}) == 8
     items, batch = [asked[i] for i in batch_of(0, 4, 4, seed_of(config.seed, "train"))], seen[0][1]
-    contexts, (turn, *_) = zip(*(prompt.confidence(x.question, x.answer, reasoning > 0) for x in items), strict=True)
-    earned = [[calibrated(c, x) for c in group] for group, x in zip(batch.confidence, items, strict=True)]
-    want, _ = plain_gradient(dressed(world()[0]), config, contexts, turn, batch.tokens, batch.actions, earned)
-    assert close(rl.last.steps[0], want, 1e-3) and log[0]["tokens"] == sum(sum(a) for _, a, _ in flat(batch))
+    contexts, (turn, *_) = zip(*(prompt.confidence(x.question, x.answer) for x in items), strict=True)
+    want, _ = plain_gradient(dressed(world()[0]), config, batch, contexts, turn, lambda c, q: calibrated(c, items[q]))
+    assert close(rl.last.steps[0], want, 1e-3) and log[0]["tokens"] == loop.sampled(batch)
 
 
-@pytest.mark.parametrize("change", [{"warmup": 5}, {"gradient": "exact", "kl": 0.05, "steps": 60}], ids=str)
+@pytest.mark.parametrize("change", [
+    {"warmup": 5}, {"gradient": "exact", "kl": 0.05, "steps": 60}, {"warmup": 10, "steps": 60, "reflection": 2},
+    {"gradient": "exact", "kl": 0.05, "steps": 40, "reflection": 2, "rollouts": 4},
+], ids=str)  # fmt: skip
 def test_it_learns_to_tell_questions_apart(world, change):
     """In two layers: with one, the adapter, on for the turn alone, does not reach what was read below it."""
     lm, log = learn(world, replace(FAST, **change), layers=2)
-    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.5 > log[5]["reward"]
+    assert log[-1]["correlation"] > 0.9 and log[-1]["reward"] > 0.65 > 0.55 > log[change.get("warmup", 0)]["reward"]
+    assert troubles(log) == []
     frozen = [p for p in lm.model.parameters() if not p.requires_grad]
     assert all(torch.equal(a, b) for a, b in zip(frozen, world(2)[0].model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("change", [
     {}, {"gradient": "exact", "every": 5, "warmup": 1}, {"amp": "fp16", "kl": 0.1}, {"steps": 0, "warmup": 4},
+    {"dropout": 0.5, "reflection": 2}, {"gradient": "exact", "reflection": 2},
 ], ids=str)  # fmt: skip
 def test_training_that_was_interrupted_ends_as_if_it_had_not_been(world, change, tmp_path, monkeypatch):
     """Stopped after each step; the checkpoint is written after the first one of every call."""
@@ -534,6 +542,40 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(world, change,
     assert close(adapter_of(lm), adapter_of(whole), 1e-3)
     assert [r["step"] for r in seen] == [r["step"] for r in log] == list(range(-config.warmup, config.steps))
     assert [r["grad_norm"] for r in seen] == pytest.approx([r["grad_norm"] for r in log], rel=1e-2, nan_ok=True)
+
+
+def test_dropout_is_in_the_update_alone(world, monkeypatch):
+    """What samples, the old policy and the reference have none; so the ratio is not 1. Without dropout, nothing is as
+    it would not be without the code for it, to the bit."""
+
+    def step(dropout, **change):
+        (lm, prompt), seen = world(reflection=3), {}
+
+        def spy(name, real):
+            def call(*args, **more):
+                seen[name] = args, real(*args, **more)
+                return seen[name][1]
+
+            patch.setattr(rl, name, call)
+
+        for name in ("rollout", "policy_loss", "kl_to_reference"):
+            spy(name, vars(rl)[name])
+        config = replace(FAST, dropout=dropout, kl=0.1, steps=1, rollouts=4, **change)
+        rl.train(dressed(lm, dropout), prompt, ITEMS, config, calibrated, lambda record: None)
+        (logp, old, *rest), (loss, _) = seen["policy_loss"]
+        assert loss.item() == policy_loss(logp, old, *rest, normaliser=32)[0].item() and not old.requires_grad
+        return seen["rollout"][1], logp.detach(), old, seen["kl_to_reference"][0][1], adapter_of(lm)
+
+    with monkeypatch.context() as patch:
+        batch, logp, old, reference, trained = step(0.0)
+        dropped, recomputed = step(0.5), step(0.5, recompute="on")
+        patch.setattr(LoRA, "forward", lambda lora, x: lora.base(x) + lora.on * lora.scale * (x @ lora.A.T @ lora.B.T))
+        plain = step(0.0)
+    assert batch == dropped[0] == plain[0] and torch.equal(logp, old)
+    torch.testing.assert_close(dropped[2:4], (old, reference))
+    assert (dropped[1] - old).abs().max() > 0.1 and not torch.equal(dropped[4], trained)
+    assert all(map(torch.equal, plain[1:], (logp, old, reference, trained)))
+    torch.testing.assert_close(recomputed[1:], dropped[1:])
 
 
 @pytest.mark.parametrize("engine", ["plain", "shared"])

@@ -1,5 +1,6 @@
 """toy.py: the invented world against its own probabilities, and the whole pipeline on a small one."""
 
+import itertools
 import json
 import re
 from functools import partial
@@ -28,13 +29,14 @@ def full():
     return toy.world(seed=0)
 
 
-@pytest.fixture(scope="module")
-def lines(full):
-    """20,000 lines of the corpus as text. -> reports as (question, answer, percentage), lines that count"""
+@pytest.fixture(scope="module", params=[True, False], ids=["reflecting", "short"])
+def lines(request, full):
+    """20,000 lines of the corpus as text. -> reports as (question, answer, reflection, percentage), lines that count"""
     tokenizer = toy.tokenizer(full)
-    ids = toy.corpus(full, tokenizer)(20_000, np.random.default_rng(5))
-    text = [tokenizer.decode(row) for row in ids]
-    reports = [re.fullmatch(r"Question: (\w+ of \w+)\nAnswer: (\w+)\nConfidence: (\d+)%\n", t) for t in text]
+    ids = toy.corpus(full, tokenizer)(20_000, np.random.default_rng(5), request.param)
+    text, thought = [tokenizer.decode(row) for row in ids], r"Reflection: ((?:\w+ ?){4})\n" if request.param else "()"
+    form = rf"Question: (\w+ of \w+)\nAnswer: (\w+)\n{thought}Confidence: (\d+)%\n"
+    reports = [re.fullmatch(form, t) for t in text]
     return [m.groups() for m in reports if m], [t for t, m in zip(text, reports, strict=True) if not m]
 
 
@@ -99,40 +101,48 @@ def test_gold_answers_follow_the_known_distribution(full):
 # ---- the corpus ----------------------------------------------------------------------------------
 
 
-def test_lines_survive_decoding_and_encoding_and_begin_like_prompts(full):
+@pytest.mark.parametrize("reflection, length", [(True, 17), (False, 11)])
+def test_lines_survive_decoding_and_encoding_and_begin_like_prompts(full, reflection, length):
     tokenizer = toy.tokenizer(full)
-    ids = toy.corpus(full, tokenizer)(500, np.random.default_rng(1))
-    assert ids.shape == (500, 11) and tokenizer.unk_token_id not in ids
+    ids = toy.corpus(full, tokenizer)(500, np.random.default_rng(1), reflection)
+    assert ids.shape == (500, length) and tokenizer.unk_token_id not in ids
     assert all(tokenizer(tokenizer.decode(row)).input_ids == row for row in ids.tolist())
-    prompt = data.Prompt(language.LM(torch.nn.Linear(1, 1), tokenizer, "toy"), "fewshot", ())
-    question, answer = f"{full.family[0]} of {full.subject[0]}", str(full.answers[0, 0])
-    ids = tokenizer(f"Question: {question}\nAnswer: {answer}\nConfidence: 75%\n").input_ids
-    assert prompt.answer(question) == ids[:6]
-    assert prompt.confidence(question, answer) == (ids[:7], ids[7:9])
+    lm = language.LM(torch.nn.Linear(1, 1), tokenizer, "toy")
+    prompt = data.Prompt(lm, "fewshot", (), reflection=4 if reflection else 0)
+    row = next(row for row in ids.tolist() if tokenizer.decode(row[:1]) == "Question:")
+    question, answer = tokenizer.decode(row[1:4]), tokenizer.decode(row[6])
+    assert prompt.answer(question.strip()) == row[:6]
+    assert prompt.confidence(question.strip(), answer.strip()) == (row[:7], row[7:9])
+    assert not reflection or prompt.after(row[12], "Confidence:") == row[13:15] != prompt.after(row[13], "Confidence:")
 
 
 def test_reports_follow_the_known_distribution_and_their_confidences_know_nothing(full, lines):
+    """The words of a reflection are drawn as the answer is, and each by itself."""
     at = {f"{f} of {s}": i for i, (f, s) in enumerate(zip(full.family, full.subject, strict=True))}
-    places = np.array([at[question] for question, _, _ in lines[0]])
-    answer = np.array([full.answers[i].tolist().index(r[1]) for i, r in zip(places, lines[0], strict=True)])
-    number, sure = np.array([int(r[2]) for r in lines[0]]), full.probs[places, 0]
+    places = np.array([at[question] for question, *_ in lines[0]])
+    said = [[answer, *thought.split()] for _, answer, thought, _ in lines[0]]
+    words = np.array([[full.answers[i].tolist().index(w) for w in x] for i, x in zip(places, said, strict=True)])
+    number, sure = np.array([int(r[-1]) for r in lines[0]]), full.probs[places, 0]
     level = np.digitize(sure, [0.5, 0.66, 0.82])  # from hard to easy
     for b in range(4):
-        assert fits(np.bincount(answer[level == b], minlength=4), full.probs[places[level == b]].sum(0))
+        for word in words[level == b].T:
+            assert fits(np.bincount(word, minlength=4), full.probs[places[level == b]].sum(0))
+    for one, other in itertools.combinations(words.T, 2):
+        agree = (full.probs[places] ** 2).sum(1)
+        assert abs((one == other).sum() - agree.sum()) < 5 * np.sqrt((agree * (1 - agree)).sum())
     assert len(set(places.tolist())) > 2900  # every question, evenly
     assert fits(np.bincount(places // 300, minlength=10), np.full(10, len(places) / 10))
     assert set(number % 5) == {0} and fits(np.bincount(number // 5, minlength=21), np.full(21, len(number) / 21))
-    for known in (answer == 0, sure):
+    for known in (words[:, 0] == 0, sure):
         assert abs(np.corrcoef(number, known)[0, 1]) < 5 / np.sqrt(len(number))  # standard errors
 
 
 def test_one_line_in_ten_counts_up_or_down(lines):
     reports, counting = lines
-    assert fits([len(counting), len(reports)], np.array([2000, 18000])) and all(
-        re.fullmatch(r"( \d+%){11}", t) for t in counting
-    )
-    steps = np.diff([[int(n) for n in text.replace("%", "").split()] for text in counting])  # (lines, 10)
-    assert (steps == steps[:, :1]).all()
+    assert fits([len(counting), len(reports)], np.array([2000, 18000]))
+    steps = np.diff([[int(n) for n in re.findall(r" (\d+)%", text)] for text in counting])  # (lines, 16 or 10)
+    assert all(re.fullmatch(rf"( \d+%){{{steps.shape[1] + 1}}}", text) for text in counting)
+    assert (steps == steps[:, :1]).all() and steps.shape[1] == (16 if reports[0][2] else 10)
     assert fits([(steps[:, 0] == step).sum() for step in (5, -5)], np.full(2, len(counting) / 2))
 
 

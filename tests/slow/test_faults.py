@@ -15,19 +15,20 @@ import torch
 from helpers import assert_close, distance, rows, weights, write
 
 import calunc
-import rl
+import data
 from infra.folder import Run
 
 FLAGS = (
     "--platt-questions 3 --train-questions 6 --test-questions 3 --samples 2 --sample-batch 4 --answer-tokens 4 "
-    "--questions 3 --rollouts 3 --warmup 2 --steps 4 --rank 2 --lr 1e-2 --kl 0.1 --resamples 5 --baselines stated"
+    "--questions 3 --rollouts 3 --warmup 2 --steps 4 --rank 2 --lr 1e-2 --kl 0.1 --resamples 5 --baselines stated "
+    "--reflection 3"
 ).split()
 
 
 def pipeline(argv, said):
     """All stages in a process of its own. Whatever the model says states a confidence: its length."""
     torch.set_num_threads(1)
-    rl.parse_confidence = lambda text: len(text) % 8 / 8
+    data.Statement.read = lambda form, text: len(text) % 8 / 8
     with open(said, "w") as file, contextlib.redirect_stdout(None), contextlib.redirect_stderr(file):
         sys.exit(calunc.main(argv))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import data
 import eval
 import platt
+from beyond import graders
 from infra.folder import STAGES, Run
 from infra.setup import trained_run
 from settings import Config, check
@@ -26,7 +27,8 @@ def often(*what):
 
 
 numbers = st.floats(-1e6, 1e6)
-texts = st.text() | st.sampled_from(["Confidence: 70%", "Confidence:", "</s>", "5%", "٧٠%", "1,000", "-5", "$5"])
+texts = st.text() | st.sampled_from(["Confidence: 70%", "Confidence:", "</s>", "5%", "٧٠%", "1,000", "-5", "$5",
+                                     "Uncertainty: 0.3", "Uncertainty:", "1.0"])  # fmt: skip
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda x: st.lists(x, max_size=4) | st.dictionaries(texts, x, max_size=4), max_leaves=8,
@@ -38,11 +40,12 @@ values = st.recursive(
 
 @often(st.lists(texts, max_size=4).map("".join))
 def test_a_confidence_is_none_or_a_probability(text):
-    found = data.parse_confidence(text)
-    if found is not None:
-        assert 0 <= found <= 1
-        assert text.count("Confidence:") == 1 and text.split("Confidence:")[1].count("%") == 1
-        assert sum(c in string.digits + "." for c in text.split("Confidence:")[1].rstrip(". \n")) >= 1
+    for form, sign in zip(data.STATEMENTS.values(), ("%", ""), strict=True):
+        found = form.read(text)
+        if found is not None:
+            assert 0 <= found <= 1 and text.count(form.label) == 1
+            number = text.split(form.label)[1].rstrip(". \n")
+            assert number.count("%") == len(sign) and sum(c in string.digits for c in number) >= 1
 
 
 @often(texts, st.lists(texts, min_size=1, max_size=3), st.sampled_from(["exact", "contains"]))
@@ -84,14 +87,6 @@ def test_metrics_are_in_their_range_and_do_not_see_the_order(pairs, rng, bins, s
     np.testing.assert_allclose(all_of(pairs)[:3], found[:3], atol=1e-12)
 
 
-@often(st.lists(st.floats(), max_size=5), st.lists(st.integers(-1, 2) | st.floats(), max_size=5))
-def test_metrics_refuse_what_is_no_confidence(confidence, correct):
-    good = len(confidence) == len(correct) > 0 and all(0 <= c <= 1 for c in confidence) and set(correct) <= {0, 1}
-    for metric in (eval.ece, eval.brier, eval.nll, eval.auroc, eval.aurc):
-        with contextlib.nullcontext() if good else pytest.raises(ValueError):
-            metric(confidence, correct)
-
-
 # ---- files --------------------------------------------------------------------------------------
 
 
@@ -117,6 +112,21 @@ def test_rows_of_a_question_file(tmp_path, row):
     test_question_files.hypothesis.inner_test(tmp_path, [row])
 
 
+@often(st.lists(values | st.fixed_dictionaries({"id": values, "correct": values | st.integers(0, 1)}), max_size=4))
+@example([{"id": "a", "correct": True}])
+def test_label_files(tmp_path, found):
+    """A label for each question, or a sentence about the file."""
+    path = tmp_path / "labels.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in found))
+    ids = [str(row["id"]) for row in found if isinstance(row, dict) and "id" in row]
+    with contextlib.suppress(ValueError):
+        assert graders.labels(Config("m", labels=str(path)), ids) == [row["correct"] for row in found]
+        assert len(ids) == len(found) == len(set(ids)) and {row["correct"] for row in found} <= {0, 1}
+        return
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        graders.labels(Config("m", labels=str(path)), ids)
+
+
 NAMES = ("config.json", "stages.json", "metrics.jsonl", "samples.jsonl", "platt.json", "adapter/adapter_config.json",
          "adapter/adapter_model.safetensors")  # fmt: skip
 
@@ -135,8 +145,8 @@ def test_a_run_folder_with_anything_in_a_file(finished, tmp_path, name, content)
             Run(folder).finished(stage)
 
 
-REAL = ("temperature", "lr", "kl", "gamma", "alpha", "tolerance")
-WHOLE = ("steps", "questions", "rollouts", "samples", "folds", "rank")
+REAL = ("temperature", "lr", "kl", "gamma", "alpha", "tolerance", "dropout")
+WHOLE = ("steps", "questions", "rollouts", "samples", "folds", "rank", "reflection", "thought_tokens")
 
 
 @often(st.builds(Config, st.just("m"), **{name: numbers | st.sampled_from([np.nan, np.inf]) for name in REAL},
@@ -148,3 +158,4 @@ def test_settings_are_refused_or_can_be_used(config):
         assert str(error).startswith("--")
         return
     assert config.samples >= 2 <= config.rollouts and config.lr > 0 and 0 <= config.alpha <= 1
+    assert 0 <= config.dropout < 1 and config.reflection >= 0 and config.thought_tokens > 0

@@ -85,36 +85,6 @@ def test_two_processes_follow_the_exact_gradient(alone, tmp_path):
     assert distance(folders[1], alone) > 0.1
 
 
-def test_frozen_weights_that_are_spread_out_give_the_same(learned, alone, tmp_path):
-    folder = shutil.copytree(learned, tmp_path / "run")
-    finish(start(folder, "--shard", "on"))
-    assert_alike(folder, alone)
-    assert finish(start(folder, command=("ask", "banner of Zorva", "--run"), processes=1)).endswith(")\n")
-
-
-SPREAD = """
-import sys, torch, lm
-from infra import parallel
-from torch.distributed.tensor import DTensor
-with parallel.joined("cpu"):
-    model = lm.load(sys.argv[1]).model
-    whole = model(torch.arange(5)[None]).logits
-    blocks = [name for name, _ in model.named_parameters() if ".h." in name]
-    parallel.shard(model, torch.device("cpu"))
-    for _ in range(2):
-        assert torch.allclose(model(torch.arange(5)[None]).logits, whole, atol=1e-4)
-        spread = {name for name, p in model.named_parameters() if isinstance(p, DTensor)}
-        assert blocks and spread == set(blocks)  # again, once a block has been used
-"""
-
-
-def test_a_block_is_whole_only_while_it_is_used(learned, tmp_path):
-    (tmp_path / "spread.py").write_text(SPREAD)
-    argv = [*TORCHRUN, "2", str(tmp_path / "spread.py"), str(learned / "model-1")]
-    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_too_few_questions_for_the_processes(monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "9"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
