@@ -213,7 +213,7 @@ class Prompt:
 
     def after(self, last, label):
         """What is forced after a thought that ends with `last`: a label on a new line. It is no action of the model."""
-        end, ask = self.lm.tokenizer.decode([last]), ASK if label == "Answer:" else self._how_sure()
+        end, ask = self.lm.tokenizer.decode([last]), ASK if label == "Answer:" else self.statement.ask
         if self.style == "chat" and last in stop_ids(self.lm, ""):  # its reply is over: the next one begins so
             return self.lm.proceed("".join(self._between(ask)).removeprefix(end) + label)
         return self.lm.proceed(("" if end.endswith("\n") else "\n") + label)

@@ -183,11 +183,11 @@ def recipe(few=4):
         total = questions[stage] / few * predicted(of, own, other)
         lines.append(f"| {stage} | {questions[stage]:,} | {tokens[stage]:,.0f} | {total / 1e15:,.0f} | "
                      f"{duration(total / GPU)} |")  # fmt: skip
-    shape, rank = SHAPES["7B"], whole.rank
-    weights = 2 * (other.maps + 2 * other.head)  # bytes, in bf16, with the embedding
-    kept = 2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * (shape.hidden_size // shape.num_attention_heads)
-    width = shape.hidden_size + shape.intermediate_size
-    adapter = 16 * rank * shape.num_hidden_layers * (4 * shape.hidden_size + 3 * width)  # weights, gradients, moments
+    shape, weights = SHAPES["7B"], 2 * (other.maps + 2 * other.head)  # bytes, in bf16, with the embedding
+    head = shape.hidden_size // shape.num_attention_heads
+    kept = 2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * head  # bytes of a token
+    ends = 8 * shape.hidden_size + 3 * (shape.hidden_size + shape.intermediate_size)  # of the seven maps of a block
+    adapter = 16 * whole.rank * shape.num_hidden_layers * ends  # weights, gradients and two moments, in float32
     parts = {"weights": weights, "the judge's, while it grades": weights, "adapter and its moments": adapter,
              "keys and values of the rows sampled at once": 2 * kept * lm.CACHED, "logits": 4 * 4 * lm.LOGITS}  # fmt: skip
     said = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in parts.items())

@@ -219,22 +219,15 @@ def test_an_adapter_of_another_model(copy, call, tiny, tmp_path, capsys):
     ("stages.json", '{"train": {"key": "x"}}', "stages.json is damaged"),
     ("stages.json", '{"train": {"key": "x", "files": {}}}', "holds no adapter"),
     ("adapter/adapter_config.json", "{", "is not what `train` wrote"), ("platt.json", "", None),
+    ("config.json", dict(rank=4), "holds no adapter for its settings"),
+    ("config.json", dict(model="gpt2"), "holds no adapter for its settings"),
+    ("config.json", dict(rank=None), "is damaged: rank is None"),
+    ("config.json", dict(readout="zzz"), "--readout is 'zzz': it must be one of stated, expected"),
 ])  # fmt: skip
 def test_a_run_folder_that_was_damaged(name, content, message, copy, capsys):
-    (copy / name).write_text(content)
+    changed = isinstance(content, dict)  # by hand
+    (copy / name).write_text(json.dumps(Run(copy).read(name) | content) if changed else content)
     assert calunc.main(["ask", "why", "--run", str(copy)]) == (2 if message else 0)  # what it does not need may be so
-    assert message is None or message in one_sentence(capsys.readouterr())
-
-
-@pytest.mark.parametrize("name, value, message", [
-    ("rank", 4, "holds no adapter for its settings"),
-    ("model", "gpt2", "holds no adapter for its settings"),
-    ("rank", None, "is damaged: rank is None"),
-    ("readout", "zzz", "--readout is 'zzz': it must be one of stated, expected"),
-])  # fmt: skip
-def test_settings_that_were_changed_by_hand(name, value, message, copy, capsys):
-    (copy / "config.json").write_text(json.dumps(Run(copy).read("config.json") | {name: value}))
-    assert calunc.main(["ask", "why", "--run", str(copy)]) == (2 if message else 0)
     assert message is None or message in one_sentence(capsys.readouterr())
 
 

@@ -570,26 +570,19 @@ def test_every_logged_number_is_explained(train):
 
 
 @pytest.mark.parametrize("shown", ["answer", "thought"])
-def test_an_answer_after_a_thought(shown, tiny, call, mixed, tmp_path, monkeypatch):
+def test_an_answer_after_a_thought(shown, call, mixed, tmp_path):
     """The answer alone is graded and embedded, and the thought is in the second turn if it is to be shown there."""
-    embedded, texts, embed, ask = [], [], language.embed, rl.ask
-
-    def asking(lm, prompt, pairs, config):
-        read = ask(lm, prompt, pairs, config)
-        texts.extend(zip(pairs, map(lm.decode, read.prompts), strict=True))
-        return read
-
-    monkeypatch.setattr(language, "embed", lambda lm, some: embedded.extend(some) or embed(lm, some))
-    monkeypatch.setattr(rl, "ask", asking)
     flags = ["--answer", "reasoned", "--shown", shown, "--thought-tokens", "5", "--steps", "1", "--kl", "0.1"]
-    assert call(tmp_path / "run", *flags, dataset=mixed) == 0
+    with interrupted(0, language, "embed") as embedded, interrupted(0, rl, "ask") as turns:
+        assert call(tmp_path / "run", *flags, dataset=mixed) == 0
     samples, targets = rows(tmp_path / "run" / "samples.jsonl"), rows(tmp_path / "run" / "targets.jsonl")
     thoughts = {s["question"]: s["thought"] for s in samples}
     assert sum(map(bool, thoughts.values())) > 20 and max(map(len, thoughts.values())) <= 2 * 5
-    assert embedded == [text for s in samples for text in (s["answer"], *s["samples"])]
+    assert embedded[0][1] == [text for s in samples for text in (s["answer"], *s["samples"])]
     for s, t in zip(samples, targets, strict=True):
         assert t["correct"] == t["exact"] == data.grade(s["answer"], s["answers"])
         assert s["answer_tokens"] < s["reply_tokens"] <= s["answer_tokens"] + 5 and s["sample_tokens"] <= 3 * (6 + 5)
+    texts = [(pair, lm.decode(sum(prompt.confidence(*pair), []))) for lm, prompt, pairs, _ in turns for pair in pairs]
     assert {s["question"] for s in samples if s["part"] == "test"} < {q for (q, *_), _ in texts}
     for (question, answer, *_), text in texts:  # as the tokenizer has it, without capital letters
         said = f"easoning: {thoughts[question]}\nnswer: {answer}\n" if shown == "thought" and thoughts[question] else ""

@@ -199,7 +199,7 @@ def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, ref
         second = rendered(*shot, answer, how_sure)
         assert text_of(p, context + turn) == second + ("Reflection:" if reflection else form.label)
         assert text_of(p, context).endswith("</s>[user]")
-    replies = (p.answer(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, how_sure)
+    replies = (p.answer(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, form.ask)
     for start, turns, label, ask in replies:
         for thought in (" so", " so\n", " so.\n", " so</s>"):
             said, reply = p.lm.encode(thought), text_of(p, start).removeprefix(turns)

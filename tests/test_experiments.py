@@ -204,7 +204,7 @@ def test_reflections_that_are_not_the_trained_models_own(world):
     """Constant words are part of what is asked; a frozen reflection is the base model's, and the number is not."""
     lm, prompt = world(reflection=3)
     context, turn = thoughts.constant(Prompt.confidence)(replace(prompt, reflection=0), "banner of Zorva", "red")
-    assert lm.decode(turn) == "\nReflection: red red red red\nConfidence:" and lm.decode(context).endswith("Answer: red")
+    assert lm.decode(turn) == "\nReflection: red red red red\nConfidence:" and lm.decode(context[-1:]) == " red"
     randomise(lora.add_lora(lm, rank=2))
     asked, how = rl.ask(lm, prompt, ASKED, Config()), (2, 0.0, range(len(ASKED)))
     with lora.adapter(lm, False):

@@ -4,7 +4,6 @@ import operator
 import re
 from collections import Counter
 
-import pytest
 from helpers import rows
 
 from data import FACTS, grade
@@ -67,12 +66,14 @@ def test_arithmetic():
         seen.add(key)
 
 
-@pytest.mark.parametrize("family", KNOWN)
-def test_known_facts(family):
-    form, facts = KNOWN[family]
-    for what, answer in (fact.rsplit(" ", 1) for fact in facts.split("|")):
-        assert answer in ANSWERS[form.format(what)], what
+def test_known_facts():
+    for form, facts in KNOWN.values():
+        for what, answer in (fact.rsplit(" ", 1) for fact in facts.split("|")):
+            assert answer in ANSWERS[form.format(what)], what
     assert all(answer in ANSWERS[question] for question, answer in OTHERS.items())
+    assert "dollar" not in ANSWERS["Which currency has the ISO 4217 code AUD?"]  # ambiguous, as are these cities
+    for name in ("London", "Birmingham", "Valencia", "Barcelona", "Hyderabad", "San José", "Jerusalem"):
+        assert f"In which country is the city of {name}?" not in ANSWERS
 
 
 def test_elements_agree_with_each_other():
@@ -82,9 +83,3 @@ def test_elements_agree_with_each_other():
         assert ANSWERS[f"What is the atomic number of {name}?"] == [str(number)]
         [symbol] = ANSWERS[f"What is the chemical symbol of {name}?"]
         assert name in ANSWERS[f"Which chemical element has the symbol {symbol}?"]
-
-
-def test_a_name_alone_is_no_answer_where_it_is_ambiguous():
-    assert "dollar" not in ANSWERS["Which currency has the ISO 4217 code AUD?"]
-    for name in ("London", "Birmingham", "Valencia", "Barcelona", "Hyderabad", "San José", "Jerusalem"):
-        assert f"In which country is the city of {name}?" not in ANSWERS

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import data
 import lm as language
 import rl
 from data import STATEMENTS, Prompt
@@ -116,7 +115,7 @@ def test_a_reflection_states_nothing(thought, end, prompt, monkeypatch):
     for said in (lm.encode(thought + end), lm.encode(lm.plain(thought) + end)):
         forced = form.label if end == "\n" else f"\n{form.label}"
         if prompt.style == "chat" and lm.tokenizer.decode(said[-1]) == "<|im_end|>":
-            user = f"<|im_start|>user\n{data.REFLECT} {form.ask}<|im_end|>\n"
+            user = f"<|im_start|>user\n{form.ask}<|im_end|>\n"
             forced = f"\n{user}<|im_start|>assistant\n{form.label}"
         for number, confidence in (("\n", None), (" 7", None), (" no", None), (f" {form.write(0.2)}", 0.2)):
             found = rolled(prompt, monkeypatch, said, lm.encode(number))
