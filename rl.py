@@ -72,9 +72,9 @@ def group_advantages(rewards, kind="loo"):
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, normaliser=None):
     """PPO's clipped policy-gradient loss. (B, T), (B, T), (B,), (B, T) -> scalar, stats.
 
-    old_logp: under the policy that sampled, without gradient. normaliser: what the sum over tokens is divided by, B if not
-    given (give the size of the whole step when B is a micro-batch). stats: clip_fraction, the share of tokens whose
-    ratio left [1 - clip, 1 + clip]; approx_kl, the mean over tokens of old_logp - logp, in nats.
+    old_logp: under the policy that sampled, without gradient. normaliser: what the sum over tokens is divided by, or B;
+    give the size of the whole step when B is a micro-batch. stats: clip_fraction, the share of tokens whose ratio left
+    [1 - clip, 1 + clip]; approx_kl, the mean over tokens of old_logp - logp, in nats.
     """
     log_ratio = (logp - old_logp) * mask
     ratio = log_ratio.exp()

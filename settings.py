@@ -122,8 +122,8 @@ RECIPES = {
     "small": dict(  # on two cores, with what scripts/fetch_*.py fetch
         model="models/smollm2-135m-instruct", embedder="models/all-minilm-l6-v2", prompt="fewshot",
         dataset="facts,questions/triviaqa_train.jsonl", ood="questions/webquestions.jsonl,questions/gsm8k_test.jsonl",
-        platt_questions=300, train_questions=1300, test_questions=600, ood_questions=200, sample_batch=48,
-        reflection=24, steps=80, rollouts=8, lr=1e-3),
+        platt_questions=300, train_questions=1000, test_questions=500, ood_questions=150, sample_batch=48,
+        reflection=16, warmup=20, steps=40, questions=12, rollouts=8, lr=1e-3),
 }  # fmt: skip
 
 

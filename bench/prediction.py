@@ -187,9 +187,9 @@ def recipe(few=4):
     head = shape.hidden_size // shape.num_attention_heads
     kept = 2 * 2 * shape.num_hidden_layers * shape.num_key_value_heads * head  # bytes of a token
     ends = 8 * shape.hidden_size + 3 * (shape.hidden_size + shape.intermediate_size)  # of the seven maps of a block
-    adapter = 16 * whole.rank * shape.num_hidden_layers * ends  # weights, gradients and two moments, in float32
+    adapter = 16 * whole.rank * shape.num_hidden_layers * ends  # weights, gradients, two moments, in float32
     parts = {"weights": weights, "the judge's, while it grades": weights, "adapter and its moments": adapter,
-             "keys and values of the rows sampled at once": 2 * kept * lm.CACHED, "logits": 4 * 4 * lm.LOGITS}  # fmt: skip
+             "keys and values of what is sampled at once": 2 * kept * lm.CACHED, "logits": 16 * lm.LOGITS}  # fmt: skip
     said = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in parts.items())
     return [*lines, "", f"Memory: {said}; {sum(parts.values()) / 2**30:.0f} GiB in all, without activations."]
 
