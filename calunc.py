@@ -7,7 +7,7 @@
 
 The method of "From Entropy to Calibrated Uncertainty: Training Language Models to Reason About Uncertainty", arXiv
 2603.06317, top to bottom: `sample` answers, `calibrate` their entropy (the paper's stage 1) into P(correct) (its stage
-2), `train` the model to state that number in one short generation (its stage 3), `eval` what it states. Each stage
+2), `train` the model to reflect and then state that number (its stage 3), `eval` what it states. Each stage
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
 From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first.
@@ -78,18 +78,18 @@ def calibrate(config, run, model):
     if not first():
         return 0
     embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
-    found, correct = [], graders.graded(config, run, rows, model)  # (N,) of 0 and 1
+    found, labels = [], graders.graded(config, run, rows, model)  # (N,) of 0 and 1
     for start in tqdm(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
         embeddings = lm.embed(embedder, texts).reshape(len(batch), 1 + config.samples, -1)  # (N, 1 + n, d)
         gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
         score = entropy.von_neumann(gram[:, 1:, 1:])  # (N,)
-        for row, k, h in zip(batch, gram, score.tolist(), strict=True):
+        for row, k, h, label in zip(batch, gram, score.tolist(), labels[start : start + some], strict=True):
             found.append({
                 "part": row["part"], "id": row["id"], "family": row["family"], "entropy": h,
                 "similarity": float(k[0, 1:].mean()),  # of the answer to the samples
-                "correct": correct[len(found)], "exact": data.grade(row["answer"], row["answers"]),
+                "correct": label, "exact": data.grade(row["answer"], row["answers"]),
                 "truth": row["truth"] and row["truth"].get(row["answer"], 0.0),
                 **baselines.free(row, k[1:, 1:]),
             })  # fmt: skip
@@ -142,7 +142,7 @@ def train(config, run, model, prompt):
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
     warn()
     if log and first():
-        each = log[-1].get("tokens", 0) / (config.rollouts * min(config.questions, len(items)))
+        each = log[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
         print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
     _, turn = prompt.confidence("", "")  # the same for every question
     if first():

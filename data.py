@@ -140,11 +140,11 @@ class Statement:
         return f"{value:.0f}%" if self.sure == 100 else f"{value:.2f}"
 
     def read(self, text):
-        """-> a confidence in [0, 1]; None unless all after the label is one number, in ASCII digits, and full stops."""
+        """-> a confidence in [0, 1]; None unless after the label comes one number in ASCII digits, and full stops."""
         _, label, after = text.partition(self.label)
         match = re.fullmatch(rf"\s*{self.number}[\s.]*", after)
         stated = (float(match[1]) - self.unsure) / (self.sure - self.unsure) if label and match else None
-        return stated if stated is not None and 0 <= stated <= 1 else None
+        return stated + 0.0 if stated is not None and 0 <= stated <= 1 else None  # no -0.0
 
 
 STATEMENTS = {
@@ -184,7 +184,7 @@ class Prompt:
     """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
 
     The first turn asks for an answer, after a thought if it is `reasoned`; the second one for a `statement`, after a
-    reflection of so many tokens. No question or answer ends a turn: names of special tokens in it are ordinary
+    reflection of at most so many tokens. No question or answer ends a turn: names of special tokens in it are ordinary
     characters. Pieces are encoded apart, so that no token stands across a border.
     """
 

@@ -10,7 +10,7 @@ is split. There is one update per batch of rollouts: without dropout the ratio i
 has the gradient of REINFORCE. A rollout reflects first: its tokens get the advantage of the number that they lead to.
 
 GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over a
-rollout's tokens, and adds a k3 divergence. Here it has the scale of the reward, tokens are summed, and k2 is added.
+rollout's tokens, and adds a k3 divergence. Here it keeps the scale of the reward, the loss sums tokens, and adds k2.
 
 Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
 Left out: a value network, as the group is the baseline, and a reward on the answer, which is frozen text.
@@ -133,8 +133,8 @@ def think(lm, now, temperatures, tokens, seeds, force):
 
     -> Read of all that, a row for each completion; the thoughts; what was forced (token ids)
     """
-    thoughts = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
-    whose, thoughts = [q for q in range(len(thoughts)) for _ in temperatures], sum(thoughts, [])
+    drawn = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
+    whose, thoughts = [q for q, group in enumerate(drawn) for _ in group], sum(drawn, [])
     forced = [*map(functools.cache(force), (t[-1] for t in thoughts))]
     prompts = [now.prompts[q] + t + f for q, t, f in zip(whose, thoughts, forced, strict=True)]
     return read_on(lm, now, whose, prompts), thoughts, forced
@@ -163,21 +163,21 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
     """Let the model reflect and state its confidence in each of Q answers, G times. -> Q lists of G Rollouts
 
     A reflection ends with its line, or is cut; then the label of the number is forced. So what a reflection says can
-    never be taken for the number. So many questions at a time that their caches and logits fit.
+    never be taken for the number. Questions are processed in chunks whose caches and logits fit.
     """
     statement, longest = prompt.statement, max(map(len, asked.prompts)) + prompt.reflection + 2 * NUMBER_TOKENS
     at_once = max(1, min(CACHED // longest, lm.chunk) // (group if prompt.reflection else 1))
     sample, stop, found = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, statement.stop), []
     for start in range(0, len(asked.prompts), at_once):
-        rows = list(range(len(asked.prompts)))[start : start + at_once]
-        now, own, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
-        thoughts, forced = ([[]] * (len(rows) * group) for _ in range(2))  # question by question
-        if prompt.reflection:
-            label, first = functools.partial(prompt.after, label=statement.label), [seeds[q] for q in rows]
-            now, thoughts, forced = think(lm, now, [temperature] * group, prompt.reflection, first, label)
-            own, each = [seed_of(seed, g) for seed in own for g in range(group)], 1
-        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, own), [])
-        # with special tokens, which would hide in the midst of a number; but without the one that ends it
+        rows = range(start, min(start + at_once, len(asked.prompts)))
+        now, for_number, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
+        thoughts = forced = [[]] * (len(rows) * group)  # question by question
+        if prompt.reflection:  # each reflection is then a prompt of its own, with one number
+            label, for_thought = functools.partial(prompt.after, label=statement.label), [seeds[q] for q in rows]
+            now, thoughts, forced = think(lm, now, [temperature] * group, prompt.reflection, for_thought, label)
+            for_number, each = [seed_of(seed, g) for seed in for_number for g in range(group)], 1
+        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, for_number), [])
+        # special tokens are decoded too, so that one inside a number makes it malformed; the eos that ends it is not
         texts = [lm.tokenizer.decode(x[:-1] if x[-1] in stop_ids(lm, "") else x) for x in numbers]
         stated = [statement.read(statement.label + text) for text in texts]
         every = [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
@@ -277,7 +277,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         # log-probabilities, loss, gradient, step
         tokens, sums = [[r.tokens for r in group] for group in batch], {"loss": 0.0, "kl": 0.0}
         score = scorer(lm, max(map(len, sum(tokens, []))), config)
-        few = 4 * (asked.frozen is None)  # prompts that are read with gradients hold activations too
+        few = 4 if asked.frozen is None else 0  # prompts that are read with gradients hold activations too
         for part in micro_batches(tokens, lm.chunk, config.micro_batch or few):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
             said = [[tokens[q][g] for g in some] for q, some in part]

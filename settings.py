@@ -60,8 +60,8 @@ class Config:
     rollout_temperature: float = flag(1.0, "temperature of the rollouts", "train", POSITIVE)
     reflection: int = flag(32, "longest reflection before the number, in tokens; 0: the number alone", "train",
                            NOT_NEGATIVE)  # fmt: skip
-    statement: str = flag("confidence", "confidence: in percent; uncertainty: from 0 to 1, that the answer is wrong "
-                          "", "train", choices=("confidence", "uncertainty"))  # fmt: skip
+    statement: str = flag("confidence", "confidence: that the answer is right, in percent; uncertainty: that it "
+                          "is wrong, from 0 to 1", "train", choices=("confidence", "uncertainty"))  # fmt: skip
     shown: str = flag("answer", "what the second turn shows of a reasoned answer", "train",
                       choices=("answer", "thought"))  # fmt: skip
     reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
@@ -84,7 +84,7 @@ class Config:
                         "merged", "train", choices=("turn", "everywhere"))  # fmt: skip
     warmup: int = flag(0, "supervised steps on the calibrated targets before the first rollout", "train", NOT_NEGATIVE)
     amp: str = flag("auto", "mixed precision; auto: off on a CPU", "train", choices=("auto", "off", "bf16", "fp16"))
-    micro_batch: int = flag(0, "questions in one backward pass, 0: as many as fit; same result", None, NOT_NEGATIVE)
+    micro_batch: int = flag(0, "at most so many questions in one backward pass, 0: as many as fit", None, NOT_NEGATIVE)
     recompute: str = flag("off", "recompute activations in the backward pass; saves memory, same result", None,
                           choices=("off", "on"))  # fmt: skip
 
@@ -163,7 +163,7 @@ def check(config):
         f"--questions is {config.questions}, fewer than the {processes()} processes":
             config.questions < processes(),
         f"--dropout is {config.dropout}: it must be below 1": config.dropout >= 1,
-        "--dropout is for rollouts: it takes no --gradient exact": config.dropout and config.gradient == "exact",
+        "--gradient exact takes no dropout: add --dropout 0": config.dropout and config.gradient == "exact",
         "--grader judge needs --judge, and --judge needs it": (config.grader == "judge") != bool(config.judge),
         "--grader file needs --labels, and --labels needs it": (config.grader == "file") != bool(config.labels),
         "--shown thought needs --answer reasoned": config.shown == "thought" and config.answer == "direct",

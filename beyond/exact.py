@@ -11,7 +11,8 @@ sampled, and each earns its J, which has none of the noise of the number that fo
 
     ∇ E[J] = E[ ∇ log π(z) (J(z) - baseline) + ∇ J(z) ]        the first term as in rl.py, the second one exactly
 
-What is no number in its usual form, as " 9.5%", " 2018" or " 75-76", has no part in these sums and earns nothing.
+With --advantage zscore the first term alone is divided by the group's standard deviation. Anything but a number in its
+usual form, as " 9.5%", " 2018" or " 75-76", has no part in these sums and earns nothing.
 """
 
 import functools
@@ -43,7 +44,8 @@ def numbers(lm, statement, every=1):
             forms.add(form)
         for form in sorted(forms):
             ids = lm.proceed(f" {form}")
-            found += [(c, ids + end) for end in ends if written(lm, ids, form)]
+            if written(lm, ids, form):
+                found += [(c, ids + end) for end in ends]
     return [c for c, _ in found], [ids for _, ids in found]
 
 
@@ -105,16 +107,17 @@ def supervised_step(lm, prompt, asked, chosen, seeds, optimizer, config):
     """
     end = "" if prompt.statement.sure == 100 else "\n"
     texts = [lm.proceed(f" {prompt.statement.write(round(20 * x.target) / 20)}{end}") for x in chosen]
-    mine = parallel.share(texts)
+    mine, said = parallel.share(texts), []
     with optimizer.autocast():
         if prompt.reflection:
             with adapter(lm, False):
-                asked = asked.after(rollout(lm, prompt, asked, 1, config.rollout_temperature, seeds))
+                said = rollout(lm, prompt, asked, 1, config.rollout_temperature, seeds)
+            asked = asked.after(said)
         score = scorer(lm, max(map(len, texts)), config)
         logp, mask = score(asked, list(range(len(mine))), [[text] for text in mine], 1.0)
     loss = -(logp * mask).sum() / sum(map(len, texts))
     optimizer.backward(loss)
-    return {**parallel.totals(supervised_loss=loss.item()), "grad_norm": optimizer.step()}
+    return {**parallel.totals(supervised_loss=loss.item(), tokens=sampled(said)), "grad_norm": optimizer.step()}
 
 
 def update(lm, asked, batch, rewards, said, config, optimizer):
@@ -125,9 +128,10 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
     after, group = (asked.after(batch), len(batch[0])) if batch else (asked, 1)
     total, found, sums = parallel.totals(n=len(rewards) * group)["n"], [], {"loss": 0.0, "kl": 0.0}
     tree = lm.engine(max(map(len, said))) is lm.sharing  # of digits: at most half of the tokens
-    at_once = config.micro_batch or max(1, lm.chunk * (1 + tree) // (sum(map(len, said)) * group))
+    at_once = max(1, lm.chunk * (1 + tree) // (sum(map(len, said)) * group))  # questions
+    at_once = min(config.micro_batch or at_once, at_once)
     for start in range(0, len(rewards), at_once):
-        some = list(range(len(rewards)))[start : start + at_once]  # whole groups, R of them
+        some = range(start, min(start + at_once, len(rewards)))  # whole groups, R of them
         rows = [q * group + g for q in some for g in range(group)]
         thoughts = [[r.thought for r in batch[q]] for q in some if batch]
 
@@ -140,7 +144,8 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
                 return number, *score(asked, some, thoughts, config.rollout_temperature)  # (R G, T) each
 
         logp, thought, mask = policies()
-        expected = (logp.exp() * rewards[some].repeat_interleave(group, 0)).sum(-1)  # J, (R G,)
+        earned = rewards[start : start + at_once].repeat_interleave(group, 0)  # (R G, N)
+        expected = (logp.exp() * earned).sum(-1)  # J, (R G,)
         loss = -expected.sum() / total
         if batch:
             advantage = group_advantages(expected.detach().view(-1, group).cpu(), config.advantage)  # (R, G)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import data
 import lm
-from infra import folder, parallel
+from infra import folder, models, parallel
 from infra.files import parsed, read_rows
 
 RULES = (
@@ -24,7 +24,7 @@ EXAMPLES = (
     ("Where is the Eiffel Tower?", ["Paris"], "Paris, France", "yes"),
     ("What do bees make?", ["honey"], "silk", "no"),
 )
-ACCEPTED = 8  # are shown; some questions have dozens of spellings
+ACCEPTED = 8  # answers are shown at most; some questions have dozens of spellings
 BATCH = 32
 
 
@@ -43,6 +43,8 @@ def graded(config, run, rows, model):
 def labels(config, ids):
     """JSONL of `id` and `correct` -> the labels of N questions. Raises ValueError with file and line."""
     found = {}
+    if len(set(ids)) < len(ids):
+        raise ValueError("two questions of this run have the same id, so that labels cannot tell them apart")
     for where, row in read_rows(config.labels):
         if "id" not in row or row.get("correct") not in (0, 1) or str(row["id"]) in found:
             raise ValueError(f"{where}: needs an `id` of its own and `correct`, 0 or 1")
@@ -59,10 +61,13 @@ def key_of(row):
 
 def judged(config, run, asked, like):
     """Ask the judge about each of {key: row}, once; what it said is kept in the run folder. -> {key: 0 or 1}"""
-    file = run.path(f".judged-{folder.short([config.judge, folder.local([config.judge])])}.json")
+    asking = folder.short([config.judge, folder.local(config.judge), RULES, EXAMPLES])
+    file = run.path(f".judged-{asking}.json")
     said = parsed(file.read_text(encoding="utf-8"), file) if file.exists() else {}
     left = sorted(asked.keys() - said.keys(), key=lambda key: (len(asked[key]["question"]), key))
     judge = lm.load(config.judge, like.device, like.model.dtype) if left else None
+    if judge:
+        models.check(judge, lm)
     for start in tqdm(range(0, len(left), BATCH), desc="judging answers", unit="batch"):
         batch = left[start : start + BATCH]
         said |= dict(zip(batch, verdicts(judge, [asked[key] for key in batch]), strict=True))

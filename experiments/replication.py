@@ -3,8 +3,8 @@
     python -m experiments.replication
 
 It reads results/toy-reflection and results/smollm2-reflection, which `python -m experiments` wrote, and runs nothing.
-Where a claim compares two rows, it holds if the 95% interval of their paired difference has the right sign everywhere,
-does not if it has the other one, and is a tie if it includes 0.
+A claim about two rows holds if the 95% interval of their paired difference lies on the claimed side of 0, is reversed
+if it lies on the other one, and is a tie if it includes 0. Claim 1 also needs the four means in the claimed order.
 """
 
 import json
@@ -26,7 +26,13 @@ def verdict(difference, low_is_good=False):
     _, low, high = difference
     if not (low > 0 or high < 0):
         return "a tie"
-    return "holds" if (high < 0) == low_is_good else "does not"
+    return "holds" if (high < 0) == low_is_good else "reversed"
+
+
+def sides(difference):
+    """The same where the claim is a tie."""
+    word = verdict(difference)
+    return {"a tie": "a tie, as claimed", "holds": "entropy ahead", "reversed": "Brier ahead"}[word]
 
 
 def shown(difference):
@@ -48,15 +54,17 @@ def claims(parts):
     cot, reflecting = against[test][COT], against[test][BASE][COT]
     word = verdict(brier["ece"], True)
     yield f"{' / '.join(f'{x:.3f}' for x in ece)}; entropy - Brier {shown(brier['ece'])}", (
-        word if word != "holds" or ece == sorted(ece) else "does not: the order is another one")
+        word if word != "holds" or ece == sorted(ece) else "does not hold: another order")
     trained = min(cot[ENTROPY]["auroc"][1], cot[BRIER_ROW]["auroc"][1]) > 0
     both = f"{mean[BRIER_ROW]['auroc']:.3f} / {mean[ENTROPY]['auroc']:.3f} / {mean[COT]['auroc']:.3f}"
+    above = "holds" if trained else "does not hold"
     yield f"{both}; Brier - entropy {shown(minus(brier['auroc']))}", (
-        f"Brier ahead: {verdict(minus(brier['auroc']))}; both above the base: {'holds' if trained else 'does not'}")
+        f"Brier ahead: {verdict(minus(brier['auroc']))}; both above the base: {above}")
     far = {part: minus_of(against[part][PAPER][BRIER_ROW]) for part in unseen}
     medians = [float(np.median([parts[part]["rows"][row]["mean"][m] for part in unseen]))
                for m in ("ece", "auroc") for row in (ENTROPY, BRIER_ROW)]  # fmt: skip
-    words = {m: [verdict(far[part][m], m == "ece") for part in unseen] for m in ("ece", "auroc")}
+    words = {"ece": [verdict(far[part]["ece"], True) for part in unseen],
+             "auroc": [sides(far[part]["auroc"]) for part in unseen]}  # fmt: skip
     of = f" (median of {len(unseen)} sets)" if len(unseen) > 1 else ""
     yield "ECE {:.3f} / {:.3f}, AUROC {:.3f} / {:.3f}".format(*medians) + of, (
         f"lower ECE: {tally(words['ece'])}; AUROC: {tally(words['auroc'])}")
@@ -66,7 +74,8 @@ def claims(parts):
         f"ECE: {verdict(reflecting['ece'], True)}; AUROC: {verdict(reflecting['auroc'])}")
     rows = parts[test]["rows"]
     tokens = [rows[row]["tokens"] for row in (ENTROPY, METHODS["target"])]
-    yield f"{tokens[0]:.0f} tokens a question instead of {tokens[1]:.0f}; the answers are the base model's", "holds"
+    yield f"{tokens[0]:.0f} tokens a question instead of {tokens[1]:.0f}; the answers are the base model's", (
+        "holds" if tokens[0] < tokens[1] else "does not hold")
 
 
 def minus_of(differences):

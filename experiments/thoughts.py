@@ -3,8 +3,8 @@
     python -m experiments.thoughts constant ...      as many words, always the same ones; needs --reflection 0
     python -m experiments.thoughts frozen ...        written by the base model, in training and at the end
 
-The first has the length of a thought without what it says, the second what it says without training it. Other flags are
-those of calunc.py.
+The first keeps the length of a reflection but not its content; the second keeps the content but does not train it.
+Other flags are those of calunc.py, but for --gradient exact.
 """
 
 import functools

@@ -37,7 +37,8 @@ def parse(argv, about=None):
     parser.add_argument("--show-reflection", action="store_true", help="ask prints the reflection too")
     parser.add_argument("--recipe", choices=RECIPES, help="many settings at once, which other flags override; paper: "
                         "all of the paper's; small: its method at the size of two CPU cores")  # fmt: skip
-    parser.add_argument("--print-settings", action="store_true", help="print every setting and who chose it, and exit")
+    parser.add_argument("--print-settings", action="store_true", help="print every setting that changes a "
+                        "result, and who chose it, and exit")  # fmt: skip
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`")
     groups = {stage: parser.add_argument_group(title) for stage, title in GROUPS.items()}
     for f in fields(Config):
@@ -55,7 +56,10 @@ def parse(argv, about=None):
     # intermixed: flags may stand between the command and the question
     args = parser.parse_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    args.given = RECIPES.get(args.recipe, {}) | args.given
+    recipe = dict(RECIPES.get(args.recipe, {}))
+    if args.given.get("grader", "judge") != "judge":
+        recipe.pop("judge", None)  # no other grader takes one
+    args.given = recipe | args.given
     for name in {"model", "embedder", "judge", "labels", "dataset", "ood"} & args.given.keys():  # one spelling
         words = [word.strip() for word in args.given[name].split(",")]
         args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)

@@ -158,24 +158,24 @@ class Run:
 
 
 def key(stage, config):
-    """A digest of all settings that a stage, or one before it, depends on; of local models; of the question files."""
-    questions = {name: _digest(file) for name, file in files_of(f"{config.dataset},{config.ood}").items()}
-    if config.labels and stage != "sample":
-        questions |= {"labels": _digest(Path(config.labels)) if Path(config.labels).is_file() else None}
-    return f"{model_key(stage, config)}-{short(questions)}"
+    """A digest of all settings that a stage, or one before it, depends on; of the model; of other files and folders."""
+    files = {name: _digest(file) for name, file in files_of(f"{config.dataset},{config.ood}").items()}
+    if stage != "sample":
+        used = [name for name in (config.embedder, config.judge, config.labels) if name not in ("", "self")]
+        files |= {name: _digest(Path(name)) for name in used if Path(name).exists()}
+    return f"{model_key(stage, config)}-{short(files)}"
 
 
 def model_key(stage, config):
-    """The first two parts of the key: without the question files, which nobody needs any more who asks the model."""
+    """The first two parts of the key: without the other files, which nobody needs any more who asks the model."""
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
-    used = [config.model, config.embedder, config.judge] if stage != "sample" else [config.model]
-    return f"{short(settings | {'format': FORMAT})}-{short(local(used))}"
+    return f"{short(settings | {'format': FORMAT})}-{short(local(config.model))}"
 
 
-def local(models):
-    """Digests of those models that are folders."""
-    return [_digest(Path(name)) for name in models if name not in ("", "toy", "self") and Path(name).is_dir()]
+def local(model):
+    """The digest of a model that is a folder, in a list."""
+    return [_digest(Path(model))] if model != "toy" and Path(model).is_dir() else []
 
 
 def short(value):

@@ -46,8 +46,9 @@ def load_questions(config):
 def check_lengths(config, model, prompt, questions):
     """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
     (context, turn), first = prompt.confidence("", ""), prompt.answer("")
-    answer = config.answer_tokens + (config.thought_tokens + 2 * rl.NUMBER_TOKENS) * prompt.reasoned
-    second = len(context) + len(turn) - len(first) + answer + prompt.reflection + 2 * rl.NUMBER_TOKENS
+    forced = [len(prompt.after(min(lm.stop_ids(model, "")), x)) for x in ("Answer:", prompt.statement.label)]  # at most
+    answer = config.answer_tokens + (config.thought_tokens + forced[0]) * prompt.reasoned
+    second = len(context) + len(turn) - len(first) + answer + prompt.reflection + forced[1] + rl.NUMBER_TOKENS
     for _, q in questions:
         with models.refused(f"question {q.id}"):
             lm.check_context(model, [prompt.answer(q.question)], max(answer, second))

@@ -110,7 +110,7 @@ WRONG = {  # flags of a run -> what is said
     "--alpha 2": "--alpha is 2.0: it must be from 0 to 1",
     "--reflection -1": "--reflection is -1: it must be not negative",
     "--dropout 1": "--dropout is 1.0: it must be below 1", "--thought-tokens 0": "--thought-tokens is 0: it must be",
-    "--dropout 0.1 --gradient exact": "--dropout is for rollouts: it takes no --gradient exact",
+    "--dropout 0.1 --gradient exact": "--gradient exact takes no dropout: add --dropout 0",
     "--grader judge": "--grader judge needs --judge", "--judge {tmp}/gpt2": "and --judge needs it",
     "--grader file": "--grader file needs --labels", "--labels {tmp}/good.jsonl": "and --labels needs it",
     "--shown thought": "--shown thought needs --answer reasoned",

@@ -66,7 +66,7 @@ def test_the_reward_for_trl():
         "It may be 0.9. Uncertainty: 1": 0.0, "Uncertainty: 25%": None, "so <confidence>0.4</confidence>": 0.4,
         "<confidence>1.5</confidence>": None, "70%": None, "": None, "Confidence: 70% 80%": None,
         "Confidence: 70% Confidence: 70%": None, "Confidence: 70% Uncertainty: 0.3": None,
-        "Uncertainty: 0.3 <confidence>0.7</confidence>": None,
+        "Uncertainty: 0.3 Confidence: 70%": None, "Uncertainty: 0.3 <confidence>0.7</confidence>": None,
     }  # fmt: skip
     targets = [i / len(said) for i in range(len(said))]
     want = [0 if c is None else 1 - max(0.05, abs(c - p)) for c, p in zip(said.values(), targets, strict=True)]

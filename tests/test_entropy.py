@@ -143,23 +143,16 @@ def test_a_vector_without_direction_is_refused(bad):
             function(e)
 
 
-def test_bad_arguments_are_refused():
-    e = np.eye(3)
-    with pytest.raises(ValueError, match="rbf, cosine"):
-        gram(e, "linear")
-    for gamma in (0, -1, np.nan, np.inf):
-        with pytest.raises(ValueError, match="gamma must be positive"):
-            gram(e, gamma=gamma)
-    for wrong in (np.ones(3), np.ones((0, 3)), np.ones((3, 0))):
-        with pytest.raises(ValueError, match="shape"):
-            gram(wrong)
-    for wrong in (np.ones(3), np.ones((2, 3)), np.ones((0, 0))):
-        with pytest.raises(ValueError, match="shape"):
-            von_neumann(wrong)
-    with pytest.raises(ValueError, match="unit diagonal"):
-        von_neumann(np.eye(4) / 4)
-    with pytest.raises(ValueError, match="NaN"):
-        von_neumann(np.array([[1, np.nan], [np.nan, 1]]))
+@pytest.mark.parametrize("function, arguments, message", [
+    (gram, (np.eye(3), "linear"), "rbf, cosine"),
+    *((gram, (np.eye(3), "rbf", gamma), "gamma must be positive") for gamma in (0, -1, np.nan, np.inf)),
+    *((gram, (np.ones(shape),), "shape") for shape in (3, (0, 3), (3, 0))),
+    *((von_neumann, (np.ones(shape),), "shape") for shape in (3, (2, 3), (0, 0))),
+    (von_neumann, (np.eye(4) / 4,), "unit diagonal"), (von_neumann, ([[1, np.nan], [np.nan, 1]],), "NaN"),
+])  # fmt: skip
+def test_bad_arguments_are_refused(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments)
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "cosine"])

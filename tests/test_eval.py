@@ -95,22 +95,16 @@ def test_brier_nll_auroc_are_those_of_sklearn(sample):
         assert math.isnan(ev.auroc(c, y))
 
 
-@pytest.mark.parametrize(
-    "metric, confidence, correct, expected",
-    [
-        (ev.ece, [0.2, 0.2, 0.2, 0.8, 0.8], [0, 0, 1, 1, 1], 3 / 5 * (1 / 3 - 0.2) + 2 / 5 * 0.2),
-        (ev.ece, [0.25] * 4, [1, 0, 0, 0], 0),  # a constant confidence can win
-        (ev.ece, [0.9, 1.0], [0, 1], 0.45),  # one bin: the errors of -0.9 and 0 are averaged
-        (ev.ece, [0.3, 0.29], [0, 1], 0.505),  # two bins: (0.3 + 0.71) / 2
-        (ev.auroc, [0.2, 0.5, 0.5, 0.9], [0, 0, 1, 1], (1 + 1 + 0.5 + 1) / 4),
-        (ev.nll, [1.0], [0], -math.log(1e-6)),  # a wrong certainty is finite
-        (ev.nll, [1.0, 0.0], [1, 0], 1e-6),
-        (ev.aurc, [0.9, 0.5, 0.1], [1, 1, 0], (0 + 0 + 1 / 3) / 3),
-        (ev.aurc, [0.5] * 5, [1, 0, 0, 1, 0], 0.6),  # constant: the error rate
-        (ev.spearman, [1, 2, 3], [0.1, 0.5, 0.2], 0.5),
-        (ev.spearman, [1, 1, 2], [5, 5, 5], math.nan),
-    ],
-)
+@pytest.mark.parametrize("metric, confidence, correct, expected", [
+    (ev.ece, [0.2, 0.2, 0.2, 0.8, 0.8], [0, 0, 1, 1, 1], 3 / 5 * (1 / 3 - 0.2) + 2 / 5 * 0.2),
+    (ev.ece, [0.25] * 4, [1, 0, 0, 0], 0),  # a constant confidence can win
+    (ev.ece, [0.9, 1.0], [0, 1], 0.45),  # one bin: the errors of -0.9 and 0 are averaged
+    (ev.ece, [0.3, 0.29], [0, 1], 0.505),  # two bins: (0.3 + 0.71) / 2
+    (ev.auroc, [0.2, 0.5, 0.5, 0.9], [0, 0, 1, 1], (1 + 1 + 0.5 + 1) / 4),
+    (ev.nll, [1.0], [0], -math.log(1e-6)), (ev.nll, [1.0, 0.0], [1, 0], 1e-6),  # a wrong certainty is finite
+    (ev.aurc, [0.9, 0.5, 0.1], [1, 1, 0], (0 + 0 + 1 / 3) / 3), (ev.aurc, [0.5] * 5, [1, 0, 0, 1, 0], 0.6),
+    (ev.spearman, [1, 2, 3], [0.1, 0.5, 0.2], 0.5), (ev.spearman, [1, 1, 2], [5, 5, 5], math.nan),
+])  # fmt: skip
 def test_by_hand(metric, confidence, correct, expected):
     assert metric(confidence, correct) == pytest.approx(expected, nan_ok=True)
 

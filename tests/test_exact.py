@@ -335,6 +335,7 @@ def test_warm_up(digits, form, texts, reflection):
     items, optimizer = [Item("", "", p, 1) for p in (0.73, 0.08, 1.0)], Recorder(lm, config)
     want = gradient_of(lm, loss := -torch.cat(logp).mean())
     found = exact.supervised_step(lm, prompt, asked, items, seeds, optimizer, config)
+    assert (found.pop("tokens") > 0) == (prompt.reflection > 0)
     assert close(torch.cat([g.flatten() for g in optimizer.gradients]), want)
     assert found == pytest.approx({"supervised_loss": loss.item(), "grad_norm": want.norm().item()}, rel=1e-3)
 

@@ -105,7 +105,7 @@ def test_a_run_with_labels(copy, call, tmp_path, capsys):
     assert call(copy, *flags) == 0
     found = rows(copy / "targets.jsonl")
     assert {t["id"]: t["correct"] for t in found} == labels and not any(t["exact"] for t in found)
-    capsys.readouterr()
+    assert json.loads((copy / "report.json").read_text())["agree"] == 5 / 8 and capsys.readouterr()
     assert call(copy, *flags) == 0 and capsys.readouterr().out.count("done before") == len(STAGES)
     write(path, [{"id": i, "correct": True} for i in labels])
     assert call(copy, *flags, command="calibrate") == 0 and {t["correct"] for t in rows(copy / "targets.jsonl")} == {1}

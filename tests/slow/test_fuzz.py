@@ -118,10 +118,10 @@ def test_label_files(tmp_path, found):
     """A label for each question, or a sentence about the file."""
     path = tmp_path / "labels.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in found))
-    ids = [str(row["id"]) for row in found if isinstance(row, dict) and "id" in row]
+    ids = list(dict.fromkeys(str(row["id"]) for row in found if isinstance(row, dict) and "id" in row))
     with contextlib.suppress(ValueError):
         assert graders.labels(Config("m", labels=str(path)), ids) == [row["correct"] for row in found]
-        assert len(ids) == len(found) == len(set(ids)) and {row["correct"] for row in found} <= {0, 1}
+        assert len(ids) == len(found) and {row["correct"] for row in found} <= {0, 1}
         return
     with pytest.raises(ValueError, match=re.escape(str(path))):
         graders.labels(Config("m", labels=str(path)), ids)
