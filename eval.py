@@ -83,8 +83,7 @@ def spearman(a, b):
     for values in (a, b):
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
-    with np.errstate(invalid="ignore"):  # 0 / 0 = nan for constant values
-        return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(r) > 0 for r in ranks) else float("nan")
 
 
 def metrics(confidence, correct, family=None):

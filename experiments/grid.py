@@ -29,6 +29,7 @@ ABLATIONS = {
 }
 
 
+ALONE = "--reflection 0 --questions 64 --rollouts 16"  # of the toy tables that version 0.1.0 made
 THOUGHTS = {
     PAPER: "",
     BRIER: "--reward brier",
@@ -82,7 +83,7 @@ SMOLLM2 = (
     f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
     "--ood facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl "
     "--platt-questions 300 --train-questions 3600 --test-questions 1100 --ood-questions 400 "
-    "--questions 24 --rollouts 8 --every 5 --lr 1e-3"
+    "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
 
 SMOLLM2_REFLECTING = (
@@ -106,15 +107,15 @@ TABLES = {
     ),
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
-        ARMS, SEEDS, (BRIER, PAPER), "--steps 1000",
+        ARMS, SEEDS, (BRIER, PAPER), f"{ALONE} --steps 1000",
     ),
     "toy-ablations": Table(
         "One thing changed at a time, on three toy worlds", "Everything else as in the paper's arm.",
-        {PAPER: "", **ABLATIONS}, SEEDS[:3], (PAPER,),
+        {PAPER: "", **ABLATIONS}, SEEDS[:3], (PAPER,), f"{ALONE} --steps 500",
     ),
     "toy-adapter": Table(
         "Where the adapter is on, on three toy worlds", "Everything else as in the paper's arm.",
-        {PAPER: "", "adapter everywhere": "--adapter everywhere"}, SEEDS[:3], (PAPER,),
+        {PAPER: "", "adapter everywhere": "--adapter everywhere"}, SEEDS[:3], (PAPER,), f"{ALONE} --steps 500",
     ),
     "smollm2-arms": Table(
         "The main arms with SmolLM2-135M and real questions",

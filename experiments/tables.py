@@ -192,6 +192,8 @@ def markdown(name, table, found, earned, course, machine):
             out += [caption, "", *lines(*of_ceilings), ""]
         shown = [m for m in SHOWN if m != "ece_within"]
         for other, rows in of["differences"].items():
+            if not rows:
+                continue
             to = "the teacher" if other == "teacher" else f"*{other}*"
             cells = {title: [_verdict(m, *d[m]) for m in shown] for title, d in rows.items()}
             out += [f"Differences to {to}, paired, 95% intervals:", ""]

@@ -46,7 +46,8 @@ def load_questions(config):
 def check_lengths(config, model, prompt, questions):
     """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
     (context, turn), first = prompt.confidence("", ""), prompt.answer("")
-    forced = [len(prompt.after(min(lm.stop_ids(model, "")), x)) for x in ("Answer:", prompt.statement.label)]  # at most
+    end = min(lm.stop_ids(model, ""), default=0)  # some models have none
+    forced = [len(prompt.after(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
     answer = config.answer_tokens + (config.thought_tokens + forced[0]) * prompt.reasoned
     second = len(context) + len(turn) - len(first) + answer + prompt.reflection + forced[1] + rl.NUMBER_TOKENS
     for _, q in questions:
