@@ -22,6 +22,7 @@ import json
 import math
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 from tqdm import tqdm
@@ -206,10 +207,11 @@ def main(argv):
                 if name:
                     lm.find(name)
             questions = setup.load_questions(config) if "sample" in todo else []
+            asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
             if config.labels and "calibrate" in todo:
-                graders.labels(config, [q.id for _, q in questions] or [row["id"] for row in run.read("samples.jsonl")])
+                graders.labels(config, [q.id for q in asked])
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
-            setup.check_lengths(config, model, prompt, questions)
+            setup.check_lengths(config, model, prompt, asked)
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))

@@ -50,7 +50,7 @@ def check_lengths(config, model, prompt, questions):
     forced = [len(prompt.after(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
     answer = config.answer_tokens + (config.thought_tokens + forced[0]) * prompt.reasoned
     second = len(context) + len(turn) - len(first) + answer + prompt.reflection + forced[1] + rl.NUMBER_TOKENS
-    for _, q in questions:
+    for q in questions:
         with models.refused(f"question {q.id}"):
             lm.check_context(model, [prompt.answer(q.question)], max(answer, second))
 

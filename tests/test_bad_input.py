@@ -199,6 +199,12 @@ def test_no_memory_is_one_sentence(error, call, tmp_path, monkeypatch, capsys):
     assert one_sentence(capsys.readouterr()).startswith("out of memory: try a smaller --sample-batch")
 
 
+def test_a_longer_reflection_is_measured_against_questions_that_were_sampled_before(copy, call, capsys):
+    before = Run(copy).stages()
+    assert call(copy, "--reflection", "2000") == 2
+    assert "exceed the model's context of 2048" in one_sentence(capsys.readouterr()) and Run(copy).stages() == before
+
+
 def test_an_adapter_of_another_model(copy, call, tiny, tmp_path, capsys):
     """Each of the size that is noted, so that only the adapter itself can tell."""
     other = tmp_path / "other"
