@@ -159,7 +159,7 @@ def main():
     results.write("bench.md", page(found))
     growth.draw(found["growth"], results.path("bench-growth.png"))
     fill(ROOT / "docs" / "cost.md", "bench:cost", "\n".join([*found["prediction"], "", *found["check"]]))
-    fill(ROOT / "docs" / "cost.md", "bench:recipe", "\n".join(found["recipe"]))
+    fill(ROOT / "docs" / "cost.md", "bench:recipe", "\n".join(found.get("recipe", [])))
 
 
 if __name__ == "__main__":
