@@ -203,9 +203,8 @@ def main(argv):
             parallel.wait()  # until all have seen what is done
             # whatever cannot be used is found before anything is written
             baselines.chosen(config.baselines)
-            for name in (config.embedder if config.embedder != "self" else "", config.judge):
-                if name:
-                    lm.find(name)
+            for name in sorted({config.embedder, config.judge} - {"", "self"}):
+                lm.find(name)
             questions = setup.load_questions(config) if "sample" in todo else []
             asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
             if config.labels and "calibrate" in todo:

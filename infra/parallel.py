@@ -4,9 +4,7 @@
 
 Every process has the whole model and reads the same run folder. A result depends on its question alone, and the update
 of a step, from the sum of all gradients, is the same everywhere. Without torchrun, there is one process, and each
-function here does next to nothing.
-
-Left out: spreading a model that does not fit one device over several.
+function here does next to nothing. Left out: spreading a model over several devices.
 """
 
 import contextlib
