@@ -150,7 +150,7 @@ def table(found, memory):
     return lines
 
 
-def recipe(few=4):
+def recipe(few=2):
     """Markdown: what `--recipe paper` costs with its own model, from the operations and tokens that are counted with
     SmolLM2 on a few questions, in chat form and with the recipe's settings."""
     model, own, other = load(), size("135M"), size("7B")
