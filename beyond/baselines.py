@@ -15,7 +15,6 @@ P(True), its probability that "True" comes next when it is asked about its answe
 Left out: clusters by entailment, which need another model; ours are by the kernel.
 """
 
-import functools
 from dataclasses import replace
 
 import numpy as np
@@ -93,7 +92,7 @@ def cluster_entropy(gram):
 def p_true(lm, asked, config):
     """P(True) against P(False), where the turn asks for one of them. -> Q floats, None if it cannot be written"""
     words = [lm.proceed(f" {text}") for text in ("True", "False")]
-    if not all(map(functools.partial(exact.written, lm), words, ("True", "False"))):
+    if not all(exact.written(lm, ids, text) for ids, text in zip(words, ("True", "False"), strict=True)):
         return [None] * len(asked.prompts)
     logp = exact.log_policy(lm, asked, list(range(len(asked.prompts))), words, replace(config, rollout_temperature=1.0))
     return logp.softmax(-1)[:, 0].tolist()

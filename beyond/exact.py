@@ -130,20 +130,20 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
     tree = lm.engine(max(map(len, said))) is lm.sharing  # of digits: at most half of the tokens
     at_once = max(1, lm.chunk * (1 + tree) // (sum(map(len, said)) * group))  # questions
     at_once = min(config.micro_batch or at_once, at_once)
+
+    def policies(some, rows, thoughts):
+        with optimizer.autocast():
+            number = log_policy(lm, after, rows, said, config)  # (R G, N)
+            if not batch:
+                return number, None, None
+            score = scorer(lm, max(map(len, sum(thoughts, []))), config)
+            return number, *score(asked, some, thoughts, config.rollout_temperature)  # (R G, T) each
+
     for start in range(0, len(rewards), at_once):
         some = range(start, min(start + at_once, len(rewards)))  # whole groups, R of them
         rows = [q * group + g for q in some for g in range(group)]
         thoughts = [[r.thought for r in batch[q]] for q in some if batch]
-
-        def policies(some=some, rows=rows, thoughts=thoughts):
-            with optimizer.autocast():
-                number = log_policy(lm, after, rows, said, config)  # (R G, N)
-                if not batch:
-                    return number, None, None
-                score = scorer(lm, max(map(len, sum(thoughts, []))), config)
-                return number, *score(asked, some, thoughts, config.rollout_temperature)  # (R G, T) each
-
-        logp, thought, mask = policies()
+        logp, thought, mask = policies(some, rows, thoughts)
         earned = rewards[start : start + at_once].repeat_interleave(group, 0)  # (R G, N)
         expected = (logp.exp() * earned).sum(-1)  # J, (R G,)
         loss = -expected.sum() / total
@@ -153,7 +153,7 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
             loss = loss + policy_loss(thought, thought.detach(), advantage, mask, normaliser=total)[0]
         if config.kl:
             with torch.no_grad(), adapter(lm, False):
-                reference, of_thought, _ = policies()
+                reference, of_thought, _ = policies(some, rows, thoughts)
             kl = divergence(logp, reference).sum() / total
             kl = kl + kl_to_reference(thought, of_thought, mask) / total if batch else kl
             loss = loss + config.kl * kl
