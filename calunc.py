@@ -122,7 +122,7 @@ def calibrate(config, run, model):
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
-    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"] * (config.shown == "thought"))
+    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"])
              for s, t in pairs if s["part"] == "train"]  # fmt: skip
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed, dropout=config.dropout)
     log, said = [], set()

@@ -103,8 +103,7 @@ def _load_one(name, held_out):
 def split(questions, sizes, seed):
     """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}.
 
-    The sources have equal shares of the whole, as far as each goes, and the parts are alike. Raises ValueError where
-    there are too few questions.
+    The sources have equal shares of each part, as far as they go. Raises ValueError where there are too few questions.
     """
     if len(questions) < sum(sizes.values()):
         raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
@@ -132,12 +131,12 @@ class Statement:
     number: str  # a pattern, with all that belongs to the number
     sure: float  # the number for a confidence of 1
     unsure: float  # and of 0
-    stop: str = "\n"  # characters that end it
+    form: str = "{:.2f}"  # of the number
+    stop: str = "\n"  # what ends it
 
     def write(self, confidence):
         """0.73 -> "73%" or, as the probability that the answer is wrong, "0.27"."""
-        value = self.unsure + confidence * (self.sure - self.unsure)
-        return f"{value:.0f}%" if self.sure == 100 else f"{value:.2f}"
+        return self.form.format(self.unsure + confidence * (self.sure - self.unsure))
 
     def read(self, text):
         """-> a confidence in [0, 1]; None unless after the label comes one number in ASCII digits, and full stops."""
@@ -147,9 +146,10 @@ class Statement:
         return stated + 0.0 if stated is not None and 0 <= stated <= 1 else None  # no -0.0
 
 
+PERCENT = r"([0-9]{1,3}(?:\.[0-9]+)?)\s?%"
 STATEMENTS = {
     "confidence": Statement("Confidence:", "How likely is it that your answer is right? Reply with one number in "
-                            "percent, like this: Confidence: 62%", r"([0-9]{1,3}(?:\.[0-9]+)?)\s?%", 100, 0, "\n%"),
+                            "percent, like this: Confidence: 62%", PERCENT, 100, 0, "{:.0f}%", "\n%"),
     "uncertainty": Statement("Uncertainty:", "How likely is it that your answer is wrong? Reply with one number from "
                              "0 to 1, like this: Uncertainty: 0.38", r"([01](?:\.[0-9]+)?)", 0, 1),
 }  # fmt: skip
@@ -184,8 +184,7 @@ class Prompt:
     """Question -> token ids of the two turns. style: "fewshot" (raw text) or "chat" (the tokenizer's template).
 
     The first turn asks for an answer, after a thought if it is `reasoned`; the second one for a `statement`, after a
-    reflection of at most so many tokens. No question or answer ends a turn: names of special tokens in it are ordinary
-    characters. Pieces are encoded apart, so that no token stands across a border.
+    reflection of at most so many tokens. No question or answer ends a turn, and no token stands across a border.
     """
 
     lm: object
@@ -194,6 +193,7 @@ class Prompt:
     reasoned: bool = False
     reflection: int = 0
     statement: Statement = STATEMENTS["confidence"]
+    shown: str = "answer"  # by the second turn, or the "thought" before it too
 
     def answer(self, question):
         """The first turn: the answer comes next, or the thought before it."""
@@ -203,12 +203,12 @@ class Prompt:
     def confidence(self, question, answer, thought=""):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
 
-        thought: what came before the answer, to be shown too. The base model reads the context, and the adapter is on
-        from the turn on. The number comes next, or the reflection.
+        The base model reads the context, and the adapter is on from the turn on. Then comes the number or reflection.
         """
         closing, opening = self._between(self._how_sure())
         context = self._encode(self._asked(question, True))
-        context += self.lm.proceed(self._answered(self._line(answer), self._line(thought)) + closing)
+        reply = self._answered(self._line(answer), self._line(thought) if self.shown == "thought" else "")
+        context += self.lm.proceed(reply + closing)
         return context, self.lm.proceed(opening + ("Reflection:" if self.reflection else self.statement.label))
 
     def after(self, last, label):

@@ -26,13 +26,13 @@ from transformers.utils import logging
 
 from infra.cache import fork, keep
 from infra.files import seed_of  # noqa: F401, used with this module
-from infra.models import check_context, find, load_pretrained  # noqa: F401, find too
+from infra.models import capacity, check_context, find, load_pretrained  # noqa: F401, find too
 from infra.text import Text, stop_ids  # noqa: F401, the same
 from lora import adapter
 
 logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
-LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152
-CACHED = 2**16  # tokens in the caches of the rows that are sampled at once
+LOGITS = 2**25  # held at once, 128 MiB of them: 680 tokens of a vocabulary of 49,152. On a GPU times `capacity`
+CACHED = 2**16  # tokens in the caches of the rows that are sampled at once, the same
 SHORT = 16  # tokens; longer completions have little to share
 
 
@@ -53,11 +53,14 @@ class LM(Text):
     @property
     def chunk(self):
         """Tokens whose logits are held at once."""
-        return max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        return max(1, capacity(self.device) * LOGITS // self.model.config.get_text_config().vocab_size)
+
+    def rows(self, tokens):
+        """Rows of so many tokens that are sampled at once."""
+        return max(1, min(capacity(self.device) * CACHED // tokens, self.chunk))
 
     def engine(self, tokens):
-        """The module whose `sample` and `completion_logprobs` suit completions of up to so many tokens: this one, or
-        infra.sharing."""
+        """The module, this one or infra.sharing, that suits completions of up to so many tokens."""
         return self.sharing if self.sharing and tokens <= self.longest_shared else sys.modules[__name__]
 
     def forward(self, ids, mask, cache, keep=0):
@@ -76,8 +79,7 @@ class LM(Text):
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
     """A hub id or a folder -> LM in evaluation mode with frozen weights. Raises ValueError if there is none.
 
-    Weights come from safetensors files alone, and no code from the folder is run. Evaluation mode switches dropout off
-    for good: GPT-2's default of 0.1 would make the ratio of new to old probabilities random.
+    No code from the folder is run. Evaluation mode switches dropout off for good: GPT-2's would make ratios random.
     """
     model, tokenizer = load_pretrained(name_or_path, auto_class, dtype)
     return LM(model.to(device).eval().requires_grad_(False), tokenizer, str(name_or_path))
@@ -173,7 +175,7 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
     numbers = uniform(seeds, n, max_new_tokens, lm.device).flatten(0, 1)  # (Q n, T)
     temperature = torch.tensor(temperatures, device=lm.device).repeat(size)  # (Q n)
     out, logp = [[] for _ in range(size * n)], torch.zeros(size * n, device=lm.device)
-    at_once = max(1, min(lm.chunk, CACHED // (before.cache.get_seq_length() + max_new_tokens)))
+    at_once = lm.rows(before.cache.get_seq_length() + max_new_tokens)
     for start in range(0, size * n, at_once):
         rows = torch.arange(start, min(start + at_once, size * n), device=lm.device)  # completions still going, (R,)
         batch = before.some((rows // n).tolist(), room=max_new_tokens)
@@ -203,8 +205,8 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
     """log π(token | prompt, earlier tokens) of every token of the completions, at the temperature of sampling.
 
     prompts: Q lists of token ids, or a Read of them; completions: Q lists of lists of token ids. Returns logp and mask,
-    (B, T), where B counts all completions in order and the mask is 1 on real tokens (it comes from lengths, not
-    from token values, because the padding token may be eos). Gradients flow into the Read too, where it has any.
+    (B, T), where B counts all completions in order and the mask is 1 on real tokens, by their lengths, as the padding
+    may be eos. Gradients flow into the Read too, where it has any.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     every = [(q, tuple(x)) for q, group in enumerate(completions) for x in group]
@@ -222,8 +224,7 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
         logp = (logits if temperature == 1 else logits.float() / temperature).log_softmax(-1, dtype=torch.float32)
         scored.append(logp.gather(2, ids[:, :, None])[..., 0])
     place = {x: i for i, x in enumerate(distinct)}
-    lengths = torch.tensor([[len(x)] for _, x in every], device=lm.device)
-    mask = (torch.arange(length, device=lm.device) < lengths).long()
+    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for _, x in every], device=lm.device)
     return torch.cat(scored)[[place[x] for x in every]] * mask, mask
 
 
@@ -239,8 +240,7 @@ def load_embedder(name_or_path, lm):
 def embed(embedder, texts, batch_size=256):
     """Sentences -> (N, d) float32 numpy array of unit length, of the last hidden states.
 
-    Of a sentence encoder their mean over the tokens; of a language model that of the last token, which alone has seen
-    the whole sentence (and which is never BOS, whose state says nothing).
+    Of a sentence encoder their mean over the tokens; of a language model that of the last token, which has seen all.
     """
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from infra import parallel
 from infra.loop import Loop, measures, micro_batches
 from infra.models import amp_dtype
-from lm import CACHED, Read, read, read_on, seed_of, stop_ids
+from lm import Read, read, read_on, seed_of, stop_ids
 from lora import adapter
 
 NUMBER_TOKENS = 6  # the longest statement
@@ -119,7 +119,7 @@ class Asked:
 
 
 def ask(lm, prompt, pairs, config):
-    """Q questions with their answers, and with thoughts that are to be shown -> Asked"""
+    """Q questions with their answers, and with the thoughts before these -> Asked"""
     contexts, turns = zip(*(prompt.confidence(*pair) for pair in pairs), strict=True)
     prompts, whose = [context + turn for context, turn in zip(contexts, turns, strict=True)], list(range(len(pairs)))
     if config.adapter == "everywhere":
@@ -166,7 +166,7 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
     never be taken for the number. Questions are processed in chunks whose caches and logits fit.
     """
     statement, longest = prompt.statement, max(map(len, asked.prompts)) + prompt.reflection + 2 * NUMBER_TOKENS
-    at_once = max(1, min(CACHED // longest, lm.chunk) // (group if prompt.reflection else 1))
+    at_once = max(1, lm.rows(longest) // (group if prompt.reflection else 1))
     sample, stop, found = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, statement.stop), []
     for start in range(0, len(asked.prompts), at_once):
         rows = range(start, min(start + at_once, len(asked.prompts)))
@@ -196,7 +196,7 @@ class Item:
     answer: str
     target: float  # calibrated probability that the answer is correct
     correct: int  # is it?
-    thought: str = ""  # before the answer, if the second turn shows it
+    thought: str = ""  # before the answer
 
 
 class Optimizer:

@@ -59,7 +59,7 @@ class CalibratedLM:
             seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
             with lora.adapter(model, False):
                 replies = [r for (r,) in answers(model, prompt, asked, [config.answer_temperature], seeds, config)]
-            pairs = [(q, r.text, r.thought * (config.shown == "thought")) for q, r in zip(asked, replies, strict=True)]
+            pairs = [(q, r.text, r.thought) for q, r in zip(asked, replies, strict=True)]
             said = state(model, prompt, pairs, [way], config)[way]
             for i, reply, confidence, reflection in zip(batch, replies, said[0], said[3], strict=True):
                 found[i] = Answer(reply.text, confidence, reflection)
@@ -78,7 +78,7 @@ def answers(model, prompt, questions, temperatures, seeds, config):
     """Answer Q questions, once at each of n temperatures, with the adapter as it is. -> Q lists of n Replies"""
     now, n, stop = [prompt.answer(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
     longest = max(map(len, now)) + config.thought_tokens + config.answer_tokens
-    fit = max(1, min(lm.CACHED // longest, model.chunk) // n)
+    fit = max(1, model.rows(longest) // n)
     if prompt.reasoned and fit < len(now):  # each thought is a prompt of its own
         cuts = [slice(i, i + fit) for i in range(0, len(now), fit)]
         return sum((answers(model, prompt, questions[s], temperatures, seeds[s], config) for s in cuts), [])

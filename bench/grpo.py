@@ -17,6 +17,7 @@ import tempfile
 import time
 
 import numpy as np
+import torch
 
 from bench.setting import MODEL, ROOT, fewshot_questions, load, train
 
@@ -25,7 +26,10 @@ TOKENS, RANK, LR = 6, 16, 1e-4
 
 
 def peak():
-    """Largest resident size of this process, in GiB; Linux counts in KiB."""
+    """Most memory that this process had, in GiB: of the GPU where there is one, else resident, which Linux counts in
+    KiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -47,6 +51,8 @@ class Turns:
         self.start = time.perf_counter()
 
     def end(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         say(seconds=time.perf_counter() - self.start, peak=peak())
 
 
@@ -68,7 +74,8 @@ def ours(engine, reflection):
         rl.stop_ids = lambda *_: frozenset()
     lora.add_lora(model, RANK, 2 * RANK)
     questions, group = WORK[reflection]
-    config = Config(steps=10**6, questions=questions, rollouts=group, lr=LR, kl=0.0, amp="off", micro_batch=4)
+    config = Config(steps=10**6, questions=questions, rollouts=group, lr=LR, kl=0.0,
+                    micro_batch=0 if torch.cuda.is_available() else 4)  # fmt: skip
     turns = Turns()
 
     def on_step(_):
@@ -114,13 +121,15 @@ def trl(batch, checkpointing, reflection):
         def on_step_end(self, *_, **__):
             turns.end()
 
+    gpu = torch.cuda.is_available()
     maps = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
     trainer = GRPOTrainer(
         model=MODEL, reward_funcs=reward, callbacks=[Callback()],
         train_dataset=Dataset.from_dict({"prompt": texts, "target": [p for _, _, p in items]}),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=maps, task_type="CAUSAL_LM"),
         args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, disable_tqdm=True,
+            output_dir=tempfile.mkdtemp(), use_cpu=not gpu, bf16=gpu, disable_tqdm=True,
+            model_init_kwargs={"dtype": "bfloat16" if gpu else "float32"},
             report_to="none", save_strategy="no", logging_strategy="no",
             per_device_train_batch_size=batch, num_generations=group,
             gradient_accumulation_steps=questions * group // batch, gradient_checkpointing=checkpointing,

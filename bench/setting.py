@@ -18,7 +18,9 @@ def load(engine="auto"):
     import lm
     from infra import setup
 
-    return setup.with_engine(lm.load(MODEL), engine)
+    gpu = torch.cuda.is_available()
+    model = lm.load(MODEL, *(("cuda", torch.bfloat16) if gpu else ()))
+    return setup.with_engine(model, engine)
 
 
 def fewshot_questions(model, n, reflection=0):

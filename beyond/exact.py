@@ -35,7 +35,7 @@ def numbers(lm, statement, every=1):
     An uncertainty has several forms, as 0.3 and 0.30, and ends with its line or with the text.
     """
     found, ends = [], [[]]
-    if statement.sure != 100:
+    if "%" not in statement.stop:
         ends = [lm.proceed("\n"), *([i] for i in sorted(stop_ids(lm, "")))]
     for c in (percent / 100 for percent in range(0, 101, every)):
         form, forms = statement.write(c), {statement.write(c)}
@@ -105,7 +105,7 @@ def supervised_step(lm, prompt, asked, chosen, seeds, optimizer, config):
 
     Multiples of five: people say round numbers, and so does the text that models are trained on.
     """
-    end = "" if prompt.statement.sure == 100 else "\n"
+    end = "" if "%" in prompt.statement.stop else "\n"
     texts = [lm.proceed(f" {prompt.statement.write(round(20 * x.target) / 20)}{end}") for x in chosen]
     mine, said = parallel.share(texts), []
     with optimizer.autocast():
@@ -128,8 +128,8 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
     after, group = (asked.after(batch), len(batch[0])) if batch else (asked, 1)
     total, found, sums = parallel.totals(n=len(rewards) * group)["n"], [], {"loss": 0.0, "kl": 0.0}
     tree = lm.engine(max(map(len, said))) is lm.sharing  # of digits: at most half of the tokens
-    at_once = max(1, lm.chunk * (1 + tree) // (sum(map(len, said)) * group))  # questions
-    at_once = min(config.micro_batch or at_once, at_once)
+    fit = lm.chunk * (1 + tree) // (sum(map(len, said)) * group)
+    at_once = max(1, min(config.micro_batch or fit, fit))  # questions
 
     def policies(some, rows, thoughts):
         with optimizer.autocast():

@@ -103,7 +103,7 @@ TABLES = {
     "smollm2-reflection": Table(
         "Reflection with SmolLM2-135M and real questions",
         "All arms have the same questions and samples, 20 supervised steps and 40 of reinforcement learning.",
-        SMOLLM2_THOUGHTS, (1,), (PAPER, "the number alone"), SMOLLM2_REFLECTING,
+        SMOLLM2_THOUGHTS, SEEDS[:2], (PAPER, "the number alone"), SMOLLM2_REFLECTING,
     ),
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",

@@ -53,10 +53,8 @@ class Loop:
         """Log the metrics of the step, and write a checkpoint; at most 5% of the time goes into checkpoints."""
         self.log.append({"step": self.step, **metrics, "skipped": self.optimizer.skipped})
         self.on_step(self.log[-1])
-        shown = [
-            f"{name} {metrics[name]:.3f}" for name in ("supervised_loss", "reward", "malformed") if name in metrics
-        ]
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
+        shown = {name: f"{metrics[name]:.3f}" for name in ("supervised_loss", "reward", "malformed") if name in metrics}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if self.saved and first() and time.perf_counter() - self.last > 20 * self.cost:
             start = time.perf_counter()

@@ -94,6 +94,11 @@ def save(model, tokenizer, folder, card=""):
     temporary.rename(folder)
 
 
+def capacity(device):
+    """How many times as much as on a CPU is held at once: a GPU has room for it with each 16 GiB of its memory."""
+    return max(1, torch.cuda.mem_get_info(device)[1] // 2**34) if device.type == "cuda" else 1
+
+
 def amp_dtype(amp, device):
     """ "auto|off|bf16|fp16" -> torch dtype or None. auto: off on a CPU, bf16 on a GPU that has it, else fp16."""
     if amp == "auto":

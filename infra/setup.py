@@ -77,7 +77,7 @@ def load_model(config, run):
     style = "chat" if template and config.prompt != "fewshot" else "fewshot"
     model = with_engine(model, config.engine)
     return model, data.Prompt(model, style, () if config.model == "toy" else data.EXAMPLES, config.answer == "reasoned",
-                              config.reflection, data.STATEMENTS[config.statement])  # fmt: skip
+                              config.reflection, data.STATEMENTS[config.statement], config.shown)  # fmt: skip
 
 
 def with_engine(model, engine):

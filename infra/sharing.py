@@ -159,6 +159,5 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
         which, column, token = torch.tensor(places, device=lm.device).unbind(-1)  # (D, T) each
         scored.append(logp[which, column, token])
     order = [at[q, tuple(x)] for q, group in enumerate(completions) for x in group]
-    lengths = torch.tensor([[len(x)] for x in every], device=lm.device)
-    mask = (torch.arange(length, device=lm.device) < lengths).long()
+    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for x in every], device=lm.device)
     return torch.cat(scored)[order] * mask, mask

@@ -1,7 +1,6 @@
 """The report of a run: every method on the same questions, with intervals, costs and warnings.
 
-A statement that could not be parsed counts as worst: 100% for a wrong answer, 0% for a right one. If there are any, a
-second row shows the metrics without those questions."""
+No parseable statement counts as worst, 100% if wrong and 0% if right; a second row shows the metrics without these."""
 
 import os
 import platform
@@ -9,6 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import numpy as np
+import torch
 
 from eval import bootstrap, metrics, spearman, with_missing
 from infra.files import first
@@ -27,8 +27,8 @@ def cores():
 def environment(device="cpu"):
     """-> {name: value} of what the numbers were made on"""
     found = {name: version(name) for name in ("torch", "transformers", "numpy", "datasets")}
-    here = {"python": platform.python_version(), "machine": platform.machine(), "cores": cores()}
-    return found | here | {"device": str(device)}
+    device = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else str(device)
+    return found | dict(python=platform.python_version(), machine=platform.machine(), cores=cores(), device=device)
 
 
 def teacher_cost(samples, seconds):

@@ -175,6 +175,7 @@ def test_fewshot_prompts_word_for_word(prompt):
     assert text_of(p, p.answer(Q)) == f"{shot}Reasoning: It is blue.\nAnswer: The Pacific\n\n{asked}Reasoning:"
     start = f"{shot}Answer: The Pacific\nReflection: Maps say so.\nUncertainty: 0.15\n\n{asked}"
     assert text_of(p, *p.confidence(Q, A)) == f"{start}Answer: {A}|\nReflection:"
+    p = replace(p, shown="thought")
     assert text_of(p, *p.confidence(Q, A, "He\ndid.")) == f"{start}Reasoning: He did.\nAnswer: {A}|\nReflection:"
 
 
@@ -194,8 +195,8 @@ def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, ref
     first = rendered(asked[0], "Reasoning: It is blue.\nAnswer: The Pacific" if reasoned else "The Pacific", asked[1])
     assert text_of(p, p.answer(Q)) == first + "Reasoning:" * reasoned
     shot = (f"{data.ASK}\n\n{ONE[0][0]}", "The Pacific", how_sure, stated, f"{data.ASK}\n\n{Q}")
-    for thought, answer in (("He did.", f"Reasoning: He did.\nAnswer: {A}"), ("", A)):
-        context, turn = p.confidence(Q, A, thought)
+    for shown, answer in (("thought", f"Reasoning: He did.\nAnswer: {A}"), ("answer", A)):
+        context, turn = replace(p, shown=shown).confidence(Q, A, "He did.")
         second = rendered(*shot, answer, how_sure)
         assert text_of(p, context + turn) == second + ("Reflection:" if reflection else form.label)
         assert text_of(p, context).endswith("</s>[user]")

@@ -34,7 +34,7 @@ def prompt(request, make_folder):
     lm.tokenizer.add_special_tokens(special)
     lm.tokenizer.add_tokens(["</think>"])  # an ordinary added token, as Qwen3's
     lm.tokenizer.chat_template = CHATML
-    return Prompt(lm, style, statement=STATEMENTS[form])
+    return Prompt(lm, style, statement=STATEMENTS[form], shown="thought")
 
 
 def tokens(prompt, ids):

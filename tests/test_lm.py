@@ -113,6 +113,16 @@ def test_chunks_and_recomputation_change_nothing(load, monkeypatch, engine, limi
     assert sum(a == b for x, y in zip(drawn, again, strict=True) for a, b in zip(x, y, strict=True)) >= 11
 
 
+@pytest.mark.parametrize("memory, times", [(8, 1), (24, 1), (80, 5)])
+def test_a_gpu_holds_more_at_once(load, monkeypatch, memory, times):
+    lm = load("llama")
+    on_cpu = lm.chunk, lm.rows(9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, memory * 2**30))
+    assert language.capacity(torch.device("cuda", 0)) == times and (lm.chunk, lm.rows(9)) == on_cpu
+    monkeypatch.setattr(language, "capacity", lambda device: times)
+    assert (lm.chunk, lm.rows(2**16)) == (times * language.LOGITS // V, times)
+
+
 @both_engines
 def test_the_temperature_divides_in_single_precision(load, engine):
     """As it does for sampling: half precision would round each logit anew."""

@@ -471,7 +471,7 @@ def test_rollouts_depend_on_their_seed_alone(speaker, reflection, monkeypatch):
     whole = drawn()
     assert same(drawn()) > 0.9 and same(drawn(seeds=[1, 2, 3, 4])) < 0.9
     assert same(sum((drawn([pair], [seed]) for pair, seed in zip(ASKED, SEEDS, strict=True)), [])) > 0.9
-    monkeypatch.setattr(rl, "CACHED", 1)
+    monkeypatch.setattr("lm.CACHED", 1)
     assert same(drawn()) > 0.9 and len(set(drawn([ASKED[0]] * 2, [1, 2]))) > 8
 
 
