@@ -23,7 +23,9 @@ BASE, COT, ENTROPY, BRIER_ROW = METHODS["alone"], METHODS["untrained"], f"{PAPER
 
 def verdict(difference, low_is_good=False):
     """[difference, low, high] of a metric -> a word."""
-    _, low, high = difference
+    middle, low, high = difference
+    if np.isnan(middle):  # constants have no ranks
+        return "not defined"
     if not (low > 0 or high < 0):
         return "a tie"
     return "holds" if (high < 0) == low_is_good else "reversed"
@@ -32,11 +34,11 @@ def verdict(difference, low_is_good=False):
 def sides(difference):
     """The same where the claim is a tie."""
     word = verdict(difference)
-    return {"a tie": "a tie, as claimed", "holds": "entropy ahead", "reversed": "Brier ahead"}[word]
+    return {"a tie": "a tie, as claimed", "holds": "entropy ahead", "reversed": "Brier ahead"}.get(word, word)
 
 
 def shown(difference):
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)
+    return "n/a" if np.isnan(difference[0]) else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)
 
 
 def minus(difference):
@@ -68,7 +70,8 @@ def claims(parts):
     of = f" (median of {len(unseen)} sets)" if len(unseen) > 1 else ""
     yield "ECE {:.3f} / {:.3f}, AUROC {:.3f} / {:.3f}".format(*medians) + of, (
         f"lower ECE: {tally(words['ece'])}; AUROC: {tally(words['auroc'])}")
-    yield f"{mean[ENTROPY]['spearman']:.2f} / {mean[BRIER_ROW]['spearman']:.2f}; {shown(brier['spearman'])}", (
+    follows = [f"{mean[row]['spearman']:.2f}".replace("nan", "n/a") for row in (ENTROPY, BRIER_ROW)]
+    yield f"{' / '.join(follows)}; {shown(brier['spearman'])}", (
         verdict(brier["spearman"]))
     yield f"ECE {shown(reflecting['ece'])}, AUROC {shown(reflecting['auroc'])}", (
         f"ECE: {verdict(reflecting['ece'], True)}; AUROC: {verdict(reflecting['auroc'])}")
@@ -103,7 +106,8 @@ def table():
     for scale, name in TABLES.items():
         file = ROOT / "results" / name / "report.json"
         if file.exists():
-            found[scale] = list(claims(json.loads(file.read_text(encoding="utf-8"))["parts"]))
+            report = file.read_text(encoding="utf-8").replace("null", "NaN")  # as JSON has no other word for it
+            found[scale] = list(claims(json.loads(report)["parts"]))
     rows = {}
     for i, (claim, paper) in enumerate(PUBLISHED.items()):
         rows[f"{i + 1}. {claim}"] = [paper, *(f"{of[i][0]}. **{of[i][1]}**" for of in found.values())]

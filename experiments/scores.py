@@ -19,6 +19,7 @@ import data
 import lm
 import platt
 from beyond import baselines
+from beyond.compare import log_odds
 from entropy import grams, von_neumann
 from eval import metrics
 from infra.folder import Run
@@ -133,7 +134,7 @@ def kernels(samples, n=10):
 
 
 def calibrators(samples, n=10):
-    """-> {score: {calibrator: metrics}}. Temperature scaling takes log-odds, the others the score as it is."""
+    """-> {score: {calibrator: metrics}}. Platt and temperature scaling take the log-odds of what is a probability."""
     few = grams(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
     entropy = von_neumann(few)
     likely = np.array([np.exp(r["answer_logprob"] / r["answer_tokens"]) for r in samples.rows])
@@ -141,12 +142,13 @@ def calibrators(samples, n=10):
     found = {}
     scores = {"entropy": 1 - entropy / np.log(n), "sequence probability": likely, "self-consistency": agree}
     for name, p in scores.items():
-        odds = np.log(np.clip(p, 0.01, 0.99) / (1 - np.clip(p, 0.01, 0.99)))
-        own = entropy if name == "entropy" else p
+        odds = log_odds(p)
         found[name] = {
-            "none": samples.judge(np.clip(p, 0, 1)[samples.test]), "Platt": samples.score(own),
-            "temperature": samples.score(odds, temperature), "isotonic": samples.score(own, isotonic),
-        }  # fmt: skip
+            "none": samples.judge(np.clip(p, 0, 1)[samples.test]),
+            "Platt": samples.score(entropy if name == "entropy" else odds),
+            "temperature": samples.score(odds, temperature),
+            "isotonic": samples.score(entropy if name == "entropy" else p, isotonic),
+        }
     return found
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers import Config
 
-from beyond import rewards
+import platt
+from beyond import compare, rewards
 from beyond.baselines import chosen, cluster_entropy, family_prior, free
 from beyond.rewards import brier_reward, log_reward
 from rl import Item, calibration_reward
@@ -104,6 +105,22 @@ def test_what_the_samples_give_for_nothing():
     # 0 is like 1 and 1 is like 2: the first member of a cluster decides who is in it
     chain = np.array([[1, 0.6, 0.1], [0.6, 1, 0.6], [0.1, 0.6, 1]])
     assert cluster_entropy(chain) == pytest.approx(np.log(3) - 2 / 3 * np.log(2))
+
+
+def test_platt_scaling_leaves_a_calibrated_probability_as_it_is():
+    """Also where it is 0 or 1 now and then; the entropy of clusters is no probability."""
+    rng = np.random.default_rng(0)
+    p, asked = rng.uniform(0.02, 0.98, 20_000), np.linspace(0.02, 0.98, 25)
+    right = (rng.random(len(p)) < p).astype(int)
+    same = [dict(family="f", probability=x, consistency=x, clusters=10 * x) for x in [*p, *asked]]
+    rows = [row | {"correct": y} for row, y in zip(same, right, strict=False)]
+    found = compare.free(rows, [(None, row) for row in same[len(p) :]])
+    for name in ("probability", "consistency"):
+        np.testing.assert_allclose(found[f"{name}, scaled"], asked, atol=0.02)
+    np.testing.assert_allclose(found["clusters, scaled"], platt.fit(10 * p, right).predict(10 * asked), atol=1e-9)
+    assert np.abs(np.array(found["clusters, scaled"]) - asked).max() > 0.04  # what log-odds are for
+    assert compare.log_odds([0, 1]) == pytest.approx([compare.log_odds(0.02), -compare.log_odds(0.02)])
+    assert compare.log_odds([0.25, 0.5]) == pytest.approx([-np.log(3), 0])
 
 
 def test_the_choice_of_baselines():

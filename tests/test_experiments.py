@@ -236,6 +236,10 @@ def test_the_claims_are_those_of_the_table(runs):
     assert claims[5].startswith("4 tokens a question instead of 22;") and len(claims) == len(replication.PUBLISHED)
     found = [replication.verdict(d, low) for low in (True, False) for d in ((-1, -2, 0), (-1, -2, -0.1), (1, 0.1, 2))]
     assert found == ["a tie", "holds", "reversed", "a tie", "reversed", "holds"]
+    for row in (f"{grid.PAPER}, stated", METHODS["untrained"]):  # a constant, as a collapsed policy is, has no ranks
+        parts["test"]["differences"][grid.PAPER][f"{grid.BRIER}, stated"]["spearman"] = [np.nan, -1.0, -0.5]
+        parts["test"]["rows"][row]["mean"]["spearman"] = np.nan
+    assert list(replication.claims(parts))[3] == (f"n/a / {brier['spearman']:.2f}; n/a", "not defined")
 
 
 @pytest.fixture(scope="module")
