@@ -76,6 +76,10 @@ SMOLLM2_THOUGHTS = {
     BRIER: f"{WARM} --reward brier",
     "the number alone": f"{WARM} --reflection 0",
     "the number alone, Brier reward": f"{WARM} --reflection 0 --reward brier",
+}
+SMOLLM2_EXACT = {
+    PAPER: SMOLLM2_THOUGHTS[PAPER],
+    "the number alone": SMOLLM2_THOUGHTS["the number alone"],
     "exact gradient after a reflection": f"{WARM} --gradient exact --every 5",
 }
 GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continents calling_codes domains".split())
@@ -104,6 +108,11 @@ TABLES = {
         "Reflection with SmolLM2-135M and real questions",
         "All arms have the same questions and samples, 20 supervised steps and 40 of reinforcement learning.",
         SMOLLM2_THOUGHTS, SEEDS[:2], (PAPER, "the number alone"), SMOLLM2_REFLECTING,
+    ),
+    "smollm2-exact": Table(
+        "The exact gradient after a sampled reflection, with SmolLM2-135M",
+        "Seed 1 of smollm2-reflection: the same questions, samples and steps.",
+        SMOLLM2_EXACT, (1,), (PAPER, "the number alone"), SMOLLM2_REFLECTING,
     ),
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",

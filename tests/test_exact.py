@@ -21,7 +21,7 @@ from lm import read, seed_of
 from lora import adapter, add_lora
 from rl import Asked, Item, Rollout, calibration_reward, group_advantages, policy_loss
 
-CHARACTERS = "0123456789 %.:\n-" + "".join(sorted(set("TrueFalseConfidence")))
+CHARACTERS = "0123456789 %.:\n-/" + "".join(sorted(set("TrueFalseConfidenceout")))
 CONFIDENCE, UNCERTAINTY = STATEMENTS.values()
 CONTEXTS = [[1, 7, 9, 4], [1, 7, 9, 12, 30, 31, 5, 5, 8], [1, 7, 20]]
 TURN = [9, 30]
@@ -139,6 +139,7 @@ def speaks(lm, script):
     ({" 20%": 0.3, " 80%": 0.1, " 2018.": 0.6}, None), ({" 75%": 0.4, " 75-76%": 0.6}, None),
     ({" 75%": 0.6, " 75.5%": 0.2, " 7": 0.2}, 0.75), ({" 0%": 0.25, " 10%": 0.25, " 100%": 0.5}, 0.525),
     ({" 101%": 0.5, " 5 %": 0.3, " 50": 0.2}, None),
+    *(({text: 1.0}, None) for text in (" 150%", " 75-76%", " 5 out of 10", " 1/3", " 0.75")),
 ])  # fmt: skip
 def test_what_is_no_whole_percentage_is_not_read_as_one(load, make_tokenizer, script, mean):
     """It has no part in the mean, and where it is likelier than all percentages, nothing is stated."""
