@@ -142,7 +142,7 @@ def train(config, run, model, prompt):
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
     warn()
-    if log and first():
+    if config.steps and log and first():
         each = log[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
         print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
     _, turn = prompt.confidence("", "")  # the same for every question

@@ -35,6 +35,7 @@ from beyond import rewards
 from settings import RECIPES, Config
 
 GPU = 100e12  # FLOP/s of one GPU: an assumption, a tenth of an H100's peak in bf16
+CAPACITY = 4  # infra.models.capacity of 80 GB
 # the published shapes of SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B
 SHAPES = {
     "135M": LlamaConfig(
@@ -189,7 +190,8 @@ def recipe(few=2):
     ends = 8 * shape.hidden_size + 3 * (shape.hidden_size + shape.intermediate_size)  # of the seven maps of a block
     adapter = 16 * whole.rank * shape.num_hidden_layers * ends  # weights, gradients, two moments, in float32
     parts = {"weights": weights, "the judge's, while it grades": weights, "adapter and its moments": adapter,
-             "keys and values of what is sampled at once": 2 * kept * lm.CACHED, "logits": 16 * lm.LOGITS}  # fmt: skip
+             "keys and values of what is sampled at once": 2 * kept * lm.CACHED * CAPACITY,
+             "logits": 16 * lm.LOGITS * CAPACITY}  # fmt: skip
     said = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in parts.items())
     return [*lines, "", f"Memory: {said}; {sum(parts.values()) / 2**30:.0f} GiB in all, without activations."]
 

@@ -273,7 +273,7 @@ def write(name, table, root, results):
     found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
-    first = Run(root / next(iter(stages)))
+    machines = {name: Run(root / name).read("environment.json") for name in stages}
     whole = {  # of what was interrupted only the last call is known
         run: {s: of for s, of in each.items() if ("samples" in run) == (s in BEFORE)} for run, each in stages.items()
     }
@@ -283,12 +283,15 @@ def write(name, table, root, results):
     Run(target).write("report.json", {
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
         "training tokens": {run: each["train"]["tokens"] for run, each in whole.items() if "train" in each},
-        "environment": first.read("environment.json"), "parts": found, "reward": earned, "curves": course,
+        "environment": next(iter(machines.values())), "parts": found, "reward": earned, "curves": course,
         "median of the unseen": _medians(found),
     })  # fmt: skip
-    e, train = first.read("environment.json"), [of["train"] for of in seconds.values() if "train" in of]
-    took = f"{min(train):.0f} to {max(train):.0f} s a run"
-    machine = [f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}. Training took {took}."]
+    train = [of["train"] for of in seconds.values() if "train" in of]
+    each = {}
+    for run, e in machines.items():
+        each.setdefault(f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}", []).append(run)
+    hardware = [of if len(each) == 1 else f"{of}: {', '.join(runs)}" for of, runs in each.items()]
+    machine = [f"{'; '.join(hardware)}. Training took {min(train):.0f} to {max(train):.0f} s a run."]
     Run(target).write("report.md", markdown(name, table, found, earned, course, machine))
     other = next(iter(next(iter(found.values()))["differences"]))  # the first reference, or the teacher
     differences = {part: of["differences"][other] for part, of in found.items()}

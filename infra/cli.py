@@ -140,6 +140,8 @@ def show_settings(config):
             origin = "paper" if value == PAPER[f.name] else f"our choice; paper: {PAPER[f.name]}"
         if f.metadata["stage"]:
             print(f"{option(f.name)} {value}  ({origin})")
+    if first():
+        print(f"LoRA alpha {2 * config.rank}, twice the rank  ({'paper' if config.rank == 16 else 'paper: 32'})")
 
 
 def goodbye(run, summary, warnings):
