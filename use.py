@@ -92,7 +92,7 @@ def answers(model, prompt, questions, temperatures, seeds, config):
     found = {}
     for rows, read, own, seeds in parts:
         engine = model.engine(config.answer_tokens)
-        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, logprobs=True)
+        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, True, model.blank)
         for i, ids, nats in zip(rows, sum(drawn, []), sum(logp, []), strict=True):
             text, thought = data.clean_answer(model.decode(ids)), model.decode(thoughts[i]).strip()
             found[i] = Reply(text, thought, len(ids), len(thoughts[i]), nats)

@@ -85,6 +85,15 @@ def read_questions(path):
     return found
 
 
+def names(text):
+    """A comma-separated list -> its names. A path that exists may have commas and blanks in it."""
+    parts = text.split(",")
+    for n in range(len(parts), 0, -1):
+        name = ",".join(parts[:n]).strip()
+        if n == 1 or os.path.exists(name):
+            return [name, *(names(",".join(parts[n:])) if parts[n:] else [])]
+
+
 def nearest(name, known=()):
     """A question at the end of the message about an unknown name: was a known one meant, or a file beside it?"""
     folder = Path(name).parent

@@ -11,7 +11,7 @@ import lm
 import rl
 import toy
 from infra import models, parallel, sharing
-from infra.files import first
+from infra.files import first, names
 from infra.folder import Run, model_key
 from settings import check, flags, option
 
@@ -26,7 +26,7 @@ def load_questions(config):
     else:
         known, others = data.load(config.dataset), {}
         asked = {q.question for q in known}
-        for name in filter(None, map(str.strip, config.ood.split(","))):
+        for name in filter(None, names(config.ood)):
             found = [q for q in data.load(name, held_out=True) if q.question not in asked]
             if not found:
                 raise ValueError(f"--ood {name}: all of its questions are in --dataset too")

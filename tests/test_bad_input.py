@@ -14,6 +14,8 @@ import data
 import entropy
 import lm as language
 from infra import parallel
+from infra.cli import parse
+from infra.files import names
 from infra.folder import Run
 from report.build import troubles
 
@@ -274,6 +276,20 @@ def test_questions_that_are_odd(usable, call, tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # a mark of its encoding
     flags = ("--platt-questions", "5", "--train-questions", "10", "--test-questions", "24", "--steps", "1")
     assert call(tmp_path / "run", *flags, dataset=path) == 0
+
+
+@pytest.mark.parametrize("file", ["a,b.jsonl", "a, b ,c.jsonl", ",.jsonl"])
+def test_names_with_commas_and_blanks(file, usable, call, gpt2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()  # which hides no model of the hub's user a
+    shutil.copy(usable(), file)
+    model = shutil.copytree(gpt2, tmp_path / f"m, {file}")
+    assert names(f"facts, {file},a , b") == ["facts", file, "a", "b"] and names(file) == [file]
+    assert call("run", command="sample", model=model.name, dataset=f"{file}, facts:elements") == 0
+    assert {row["source"] for row in rows(tmp_path / "run" / "samples.jsonl")} == {file, "facts:elements"}
+    assert call("other", "--ood", f" ./{file}", "--ood-questions", "2", command="sample", model=gpt2) == 0
+    assert {r["part"] for r in rows(tmp_path / "other" / "samples.jsonl")} == {"platt", "train", "test", file}
+    assert parse(["--model", "a/model", "--embedder", "a/b,c"])[1].model == "a/model"
 
 
 def test_what_went_wrong_in_training():
