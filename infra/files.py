@@ -74,10 +74,12 @@ def read_rows(path):
     return found
 
 
-def read_questions(path):
-    """Rows with a `question`."""
+def read_questions(path, taken=()):
+    """Rows with a `question`, and without the columns that are `taken`."""
     found = read_rows(path)
     for where, row in found:
+        for column in (name for name in taken if name in row):
+            raise ValueError(f"{where}: has a column `{column}`, which would be overwritten: rename it")
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{where}: needs a non-empty string `question`")
     if not found:

@@ -55,6 +55,16 @@ def check_lengths(config, model, prompt, questions):
             lm.check_context(model, [prompt.answer(q.question)], max(answer, second))
 
 
+def askable(config, model, questions):
+    """Questions without blanks around them. Raises ValueError for one that the toy model has no words for."""
+    questions, words = [q.strip() for q in questions], model.tokenizer.get_vocab()
+    for q in questions if config.model == "toy" else ():
+        family, _, name = q.partition(" of ")
+        if family not in toy.FAMILIES or not name.istitle() or f" {name}" not in words:
+            raise ValueError(f"the toy model knows the {', '.join(toy.FAMILIES)} of its own invented names, not {q!r}")
+    return questions
+
+
 def load_model(config, run):
     """-> LM and Prompt. The toy model is trained once for each seed and kept in the run folder."""
     check(config)

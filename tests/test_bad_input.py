@@ -170,6 +170,18 @@ def test_a_question_that_cannot_be_asked(argv, message, files, finished, capsys,
     assert stamps(files) == before
 
 
+@pytest.mark.parametrize("row, column", [
+    (dict(answer="me"), "answer"), (dict(confidence=None), "confidence"), (dict(reflection="", more=1), "reflection"),
+])  # fmt: skip
+def test_predict_overwrites_no_column(row, column, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(language, "load", lambda *_: pytest.fail("a model was loaded"))
+    source, out = write(tmp_path / "in.jsonl", [{"question": "who"}, {"question": "why"} | row]), tmp_path / "out.jsonl"
+    assert calunc.main(["predict", "--in", str(source), "--out", str(out), "--run", str(finished)]) == 2
+    sentence = one_sentence(capsys.readouterr())
+    assert sentence == f"{source}, line 2: has a column `{column}`, which would be overwritten: rename it"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("argv, said", [
     ("--sampels 3", "--sampels; did you mean '--samples'?"), ("ask banner of Fibre", "of Fibre; "),
     ("prdict", "prdict"), ("--kernel zzz", "zzz"), ("--samples many", "many"), ("--zzz", "--zzz"), ("--every 7", "7"),
