@@ -68,6 +68,8 @@ def sample(config, run, model, prompt, questions):
     parallel.wait()
     rows = {(row["part"], row["id"]): row for file in files for row in run.read(file.name)}
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
+    for sentence in build.no_answers(list(rows.values())) if first() else ():
+        print(f"warning: {sentence}", file=sys.stderr)
     return sum(row["reply_tokens"] + row["sample_tokens"] for row in rows.values())
 
 
@@ -211,6 +213,8 @@ def main(argv):
                 graders.labels(config, [q.id for q in asked])
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, asked)
+            if "zero-shot" in baselines.chosen(config.baselines):
+                baselines.without_examples(prompt).confidence("", "")  # can its chat template be used?
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))

@@ -3,7 +3,7 @@
 A question set is a list of `Question`: from the toy world, the built-in `facts`, a JSONL file, or the Hugging Face hub.
 `Prompt` turns a question into token ids for the two turns: the answer, and the confidence in it as frozen text.
 
-From infra: files (read_questions, nearest), hub, text.stop_ids.
+From infra: files (read_questions, names, nearest), hub, text (render, stop_ids).
 """
 
 import re
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.files import nearest, read_questions
+from infra.files import names, nearest, read_questions
 from infra.hub import HUB, pairs
-from infra.text import stop_ids
+from infra.text import MARK, render, stop_ids
 
 FACTS = Path(__file__).parent / "facts" / "facts.jsonl"
 
@@ -61,9 +61,9 @@ def from_jsonl(path):
     return questions
 
 
-def files_of(names):
+def files_of(every):
     """-> {name: path} of those in a comma-separated list that are files, or parts of one."""
-    found = {n: FACTS if n.partition(":")[0] == "facts" else Path(n) for n in map(str.strip, names.split(","))}
+    found = {n: FACTS if n.partition(":")[0] == "facts" else Path(n) for n in names(every)}
     return {name: path for name, path in found.items() if path.is_file()}
 
 
@@ -73,7 +73,7 @@ def load(name, held_out=False):
     held_out: read the validation or test split of a hub set, not "train". Raises ValueError that names the nearest
     known name for an unknown one, and for a name that occurs twice.
     """
-    questions, parts = {}, [part.strip() for part in name.split(",")]
+    questions, parts = {}, names(name)
     for part in parts:
         if part and parts.count(part) > 1:
             raise ValueError(f"{part} is named twice")
@@ -228,7 +228,7 @@ class Prompt:
             turns += [(f"{ask}\n\n{asked}", answer)] + [(self._how_sure(), said)] * second
             text += f"Question: {asked}\n{answer}\n" + f"{said}\n" * second + "\n"
         if self.style == "chat":
-            return self._chat([*turns, (f"{ask}\n\n{self.lm.plain(question)}", None)])
+            return render(self.lm, [*turns, (f"{ask}\n\n{MARK}", None)]).replace(MARK, self.lm.plain(question))
         return f"{text}Question: {self._line(question)}\n"
 
     def _answered(self, answer, thought):
@@ -242,24 +242,18 @@ class Prompt:
         """What comes after a reply: its end in the chat template, and all before the next one."""
         if self.style == "fewshot":
             return "", "\n"
-        closing, _, opening = self._chat([(ASK, "ANSWER"), ("NEXT", None)]).rpartition("ANSWER")[2].partition("NEXT")
+        _, closing, opening = render(self.lm, [(ASK, MARK), (MARK, None)]).split(MARK)
         return closing, ask + opening
 
     def _encode(self, text):
-        return self.lm.encode(text, special=self.style == "fewshot")
+        return self.lm.begin(text) if self.style == "fewshot" else self.lm.encode(text)
 
     def _line(self, text):
         return self.lm.plain(" ".join(text.splitlines()))  # in raw text the end of a line ends a turn
 
-    def _chat(self, turns):
-        messages = [{"role": role, "content": text} for pair in turns
-                    for role, text in zip(("user", "assistant"), pair, strict=True) if text is not None]  # fmt: skip
-        return self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                                     enable_thinking=False)  # fmt: skip
-
 
 def clean_answer(text):
-    """The answer is the first line of what was generated."""
+    """The answer is the first line of what was generated that is not blank."""
     return next(iter(text.strip().splitlines()), "").strip()
 
 

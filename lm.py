@@ -160,14 +160,14 @@ def pick(logits, temperature, number):
 
 
 @torch.no_grad()
-def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=False):
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=False, blank=frozenset()):
     """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
 
-    prompts: Q lists of token ids, or a Read of them; temperatures: one per completion, 0 is greedy; stop: set of token
-    ids; seeds: one per prompt. Returns Q lists of lists of token ids; a stop token, where one was sampled, is the last.
-    With logprobs also the log-probability of each completion at temperature 1, Q lists of floats, in nats. The random
-    numbers depend on the seed alone, so what else is in the batch changes a completion by rounding at most. Raises
-    ValueError beyond the model's context.
+    prompts: Q lists of token ids, or a Read of them; temperatures: one per completion, 0 is greedy; stop: the token ids
+    that end a completion, unless all that it has is `blank`; seeds: one per prompt. Returns Q lists of lists of token
+    ids, with the stop token. With logprobs also the log-probability of each completion at temperature 1, Q lists of
+    floats, in nats. The random numbers depend on the seed alone, so what else is in the batch changes a completion by
+    rounding at most. Raises ValueError beyond the model's context.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     check_context(lm, before.prompts, max_new_tokens)
@@ -189,7 +189,7 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
                 logp[rows] += logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
             for row, chosen in zip(rows.tolist(), token.tolist(), strict=True):
                 out[row].append(chosen)
-            going = [i for i, x in enumerate(token.tolist()) if x not in stop]
+            going = [i for i, r in enumerate(rows.tolist()) if out[r][-1] not in stop or blank.issuperset(out[r])]
             if not going or step + 1 == max_new_tokens:
                 break
             if len(going) < len(rows):

@@ -52,7 +52,8 @@ class CalibratedLM:
 
     def ask_all(self, questions):
         """The same in batches. -> list of Answer"""
-        model, prompt, config, questions = self.model, self.prompt, self.config, [q.strip() for q in questions]
+        model, prompt, config = self.model, self.prompt, self.config
+        questions = setup.askable(config, model, questions)
         way, found = {"stated": "trained", "expected": "expected"}[config.readout], {}
         for batch in batches(range(len(questions)), lambda i: len(questions[i]), config.sample_batch):
             asked = [questions[i] for i in batch]
@@ -92,7 +93,7 @@ def answers(model, prompt, questions, temperatures, seeds, config):
     found = {}
     for rows, read, own, seeds in parts:
         engine = model.engine(config.answer_tokens)
-        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, logprobs=True)
+        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, True, model.blank)
         for i, ids, nats in zip(rows, sum(drawn, []), sum(logp, []), strict=True):
             text, thought = data.clean_answer(model.decode(ids)), model.decode(thoughts[i]).strip()
             found[i] = Reply(text, thought, len(ids), len(thoughts[i]), nats)
@@ -159,7 +160,7 @@ def predict(args):
     if not args.input or not args.out:
         raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
     out = _writable(args.out)
-    asked = [row for _, row in read_questions(args.input)]
+    asked = [row for _, row in read_questions(args.input, taken=("answer", "confidence", "reflection"))]
     found = CalibratedLM(args.run or "runs/toy", **args.given).ask_all([row["question"].strip() for row in asked])
     rows = [row | {"answer": a.text, "confidence": a.confidence, "reflection": a.reflection}
             for row, a in zip(asked, found, strict=True)]  # fmt: skip
@@ -183,10 +184,9 @@ def merge(args):
                          "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
                          "adapter is trained again")  # fmt: skip
     trained = CalibratedLM(run.folder, **args.given)
-    model = trained.model
-    lora.merge(model)
-    asked = model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)"), []))
-    models.save(model.model, model.tokenizer, out, card.merged(run.read("report.json"), asked))
+    lora.merge(trained.model)
+    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)"), []))
+    models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))
     print(f"the merged model is in {out}")
 
 

@@ -90,4 +90,4 @@ def instruction(judge, row):
         lines = {"Question": question, "Accepted": " | ".join(accepted[:ACCEPTED]), "Answer": answer}
         lines = [f"{name}: {judge.plain(' '.join(text.split()))}" for name, text in lines.items()]
         parts.append("\n".join([*lines, f"Correct: {said}".rstrip()]))
-    return judge.encode("\n\n".join(parts), special=True)
+    return judge.begin("\n\n".join(parts))

@@ -11,7 +11,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from infra.files import first, nearest
+from infra.files import first, names, nearest
 from infra.folder import STAGES, Run
 from settings import PAPER, RECIPES, TOY, Config, check, option, usual
 
@@ -61,7 +61,7 @@ def parse(argv, about=None):
         recipe.pop("judge", None)  # no other grader takes one
     args.given = recipe | args.given
     for name in {"model", "embedder", "judge", "labels", "dataset", "ood"} & args.given.keys():  # one spelling
-        words = [word.strip() for word in args.given[name].split(",")]
+        words = names(args.given[name]) if name in ("dataset", "ood") else [args.given[name].strip()]
         args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
 

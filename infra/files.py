@@ -74,15 +74,26 @@ def read_rows(path):
     return found
 
 
-def read_questions(path):
-    """Rows with a `question`."""
+def read_questions(path, taken=()):
+    """Rows with a `question`, and without the columns that are `taken`."""
     found = read_rows(path)
     for where, row in found:
+        for column in (name for name in taken if name in row):
+            raise ValueError(f"{where}: has a column `{column}`, which would be overwritten: rename it")
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{where}: needs a non-empty string `question`")
     if not found:
         raise ValueError(f"{path} holds no questions")
     return found
+
+
+def names(text):
+    """A comma-separated list -> its names. A path that exists may have commas and blanks in it."""
+    parts = text.split(",")
+    for n in range(len(parts), 0, -1):
+        name = ",".join(parts[:n]).strip()
+        if n == 1 or os.path.exists(name):
+            return [name, *(names(",".join(parts[n:])) if parts[n:] else [])]
 
 
 def nearest(name, known=()):

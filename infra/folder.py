@@ -159,7 +159,7 @@ class Run:
 
 def key(stage, config):
     """A digest of all settings that a stage, or one before it, depends on; of the model; of other files and folders."""
-    files = {name: _digest(file) for name, file in files_of(f"{config.dataset},{config.ood}").items()}
+    files = {name: _digest(file) for name, file in (files_of(config.dataset) | files_of(config.ood)).items()}
     if stage != "sample":
         used = [name for name in (config.embedder, config.judge, config.labels) if name not in ("", "self")]
         files |= {name: _digest(Path(name)) for name in used if Path(name).exists()}

@@ -11,7 +11,7 @@ import lm
 import rl
 import toy
 from infra import models, parallel, sharing
-from infra.files import first
+from infra.files import first, names
 from infra.folder import Run, model_key
 from settings import check, flags, option
 
@@ -26,7 +26,7 @@ def load_questions(config):
     else:
         known, others = data.load(config.dataset), {}
         asked = {q.question for q in known}
-        for name in filter(None, map(str.strip, config.ood.split(","))):
+        for name in filter(None, names(config.ood)):
             found = [q for q in data.load(name, held_out=True) if q.question not in asked]
             if not found:
                 raise ValueError(f"--ood {name}: all of its questions are in --dataset too")
@@ -53,6 +53,16 @@ def check_lengths(config, model, prompt, questions):
     for q in questions:
         with models.refused(f"question {q.id}"):
             lm.check_context(model, [prompt.answer(q.question)], max(answer, second))
+
+
+def askable(config, model, questions):
+    """Questions without blanks around them. Raises ValueError for one that the toy model has no words for."""
+    questions, words = [q.strip() for q in questions], model.tokenizer.get_vocab()
+    for q in questions if config.model == "toy" else ():
+        family, _, name = q.partition(" of ")
+        if family not in toy.FAMILIES or not name.istitle() or f" {name}" not in words:
+            raise ValueError(f"the toy model knows the {', '.join(toy.FAMILIES)} of its own invented names, not {q!r}")
+    return questions
 
 
 def load_model(config, run):

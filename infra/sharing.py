@@ -94,7 +94,7 @@ def chunks(sizes, limit):
 
 
 @torch.no_grad()
-def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=False):
+def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=False, blank=frozenset()):
     """As lm.sample, with equal tokens."""
     before, n = prompts if isinstance(prompts, Read) else read(lm, prompts), len(temperatures)
     check_context(lm, before.prompts, max_new_tokens)
@@ -119,7 +119,7 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
                     for c in group:
                         out[q][c].append(token[c])
                         logp[q][c] += nat[c]
-                        if token[c] not in stop:
+                        if token[c] not in stop or blank.issuperset(out[q][c]):
                             tree.setdefault(tuple(out[q][c]), []).append(c)
             going = [r for r, tree in enumerate(trees) if tree]
             if not going or step + 1 == max_new_tokens:

@@ -13,6 +13,7 @@ import torch
 from eval import bootstrap, metrics, spearman, with_missing
 from infra.files import first
 from infra.loop import PATIENCE
+from infra.text import TAG
 from report import card, figures, page, tables
 from report.tables import METHODS
 
@@ -44,6 +45,7 @@ def write(run, config, rows, samples, fit, log, cost, language_model_error=None)
     """Build the report and write it: JSON, markdown, a page, pictures, the model card of the adapter. -> the report"""
     report = build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
     report["language_model_error"] = language_model_error  # of the toy model
+    report["warnings"] += no_answers(samples)
     run.write("report.json", report)
     run.write("report.md", tables.markdown(report))
     run.write("adapter/README.md", card.adapter(report))
@@ -126,6 +128,16 @@ def _doubts(s):
             yield f"{title}: {share:.1%} of the answers have no stated confidence; they count as worst."
         elif s["methods"][title]["distinct"] == 1 and title not in (METHODS["base rate"], METHODS["family prior"]):
             yield f"{title}: one confidence for every answer, which cannot tell right from wrong."
+
+
+def no_answers(samples):
+    """-> sentences about answers and samples that are none, where these are more than one in ten"""
+    every = {"answers": [s["answer"] for s in samples], "samples": [text for s in samples for text in s["samples"]]}
+    for name, texts in every.items():
+        for what, is_so in (("are empty", lambda text: not text), ("begin with a thought unasked", TAG.match)):
+            share = np.mean([bool(is_so(text)) for text in texts])
+            if share > 0.1:
+                yield f"{share:.0%} of the {name} {what}: try another --prompt."
 
 
 def rl_steps(log):

@@ -47,22 +47,23 @@ CONFIGS = {  # family -> the name of its configuration, and what is its own
 
 @pytest.fixture(scope="session")
 def make_tokenizer():
-    """(characters, eos, pad, chat, wrap) -> a fast tokenizer; ids 0 to 3 are special."""
+    """(characters, eos, pad, chat, wrap, added) -> a fast tokenizer; ids 0 to 3 are special."""
 
-    def make(characters=string.ascii_lowercase + " .:\n", eos="</s>", pad=None, chat=False, wrap=False):
+    def make(characters=string.ascii_lowercase + " .:\n", eos="</s>", pad=None, chat=False, wrap=False, added=()):
         vocabulary = ["<unk>", "<s>", "</s>", "<end>", *characters, "\n\n", ".\n"]
         ids = {token: i for i, token in enumerate(vocabulary)}
         core = Tokenizer(models.BPE(ids, [("\n", "\n"), (".", "\n")], unk_token="<unk>", fuse_unk=False))
         core.decoder = decoders.Fuse()
-        if wrap:  # as BERT does
-            ends = [("<s>", 1), ("</s>", 2)]
-            core.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+        if wrap:  # True: as BERT does
+            ends, form = [("<s>", 1), ("</s>", 2)], "<s> $A </s>" if wrap is True else wrap
+            core.post_processor = processors.TemplateProcessing(form, special_tokens=ends)
         special = {"bos_token": "<s>", "unk_token": "<unk>", "eos_token": eos, "pad_token": pad}
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=core, **{k: v for k, v in special.items() if v}
         )
         tokenizer.add_special_tokens({"additional_special_tokens": ["</s>", "<end>"]})
-        tokenizer.chat_template = CHAT if chat else None
+        tokenizer.add_tokens(list(added))
+        tokenizer.chat_template = CHAT if chat is True else chat or None
         return tokenizer
 
     return make

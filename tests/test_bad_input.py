@@ -14,6 +14,8 @@ import data
 import entropy
 import lm as language
 from infra import parallel
+from infra.cli import parse
+from infra.files import names
 from infra.folder import Run
 from report.build import troubles
 
@@ -168,6 +170,18 @@ def test_a_question_that_cannot_be_asked(argv, message, files, finished, capsys,
     assert stamps(files) == before
 
 
+@pytest.mark.parametrize("row, column", [
+    (dict(answer="me"), "answer"), (dict(confidence=None), "confidence"), (dict(reflection="", more=1), "reflection"),
+])  # fmt: skip
+def test_predict_overwrites_no_column(row, column, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(language, "load", lambda *_: pytest.fail("a model was loaded"))
+    source, out = write(tmp_path / "in.jsonl", [{"question": "who"}, {"question": "why"} | row]), tmp_path / "out.jsonl"
+    assert calunc.main(["predict", "--in", str(source), "--out", str(out), "--run", str(finished)]) == 2
+    sentence = one_sentence(capsys.readouterr())
+    assert sentence == f"{source}, line 2: has a column `{column}`, which would be overwritten: rename it"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("argv, said", [
     ("--sampels 3", "--sampels; did you mean '--samples'?"), ("ask banner of Fibre", "of Fibre; "),
     ("prdict", "prdict"), ("--kernel zzz", "zzz"), ("--samples many", "many"), ("--zzz", "--zzz"), ("--every 7", "7"),
@@ -274,6 +288,20 @@ def test_questions_that_are_odd(usable, call, tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # a mark of its encoding
     flags = ("--platt-questions", "5", "--train-questions", "10", "--test-questions", "24", "--steps", "1")
     assert call(tmp_path / "run", *flags, dataset=path) == 0
+
+
+@pytest.mark.parametrize("file", ["a,b.jsonl", "a, b ,c.jsonl", ",.jsonl"])
+def test_names_with_commas_and_blanks(file, usable, call, gpt2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()  # which hides no model of the hub's user a
+    shutil.copy(usable(), file)
+    model = shutil.copytree(gpt2, tmp_path / f"m, {file}")
+    assert names(f"facts, {file},a , b") == ["facts", file, "a", "b"] and names(file) == [file]
+    assert call("run", command="sample", model=model.name, dataset=f"{file}, facts:elements") == 0
+    assert {row["source"] for row in rows(tmp_path / "run" / "samples.jsonl")} == {file, "facts:elements"}
+    assert call("other", "--ood", f" ./{file}", "--ood-questions", "2", command="sample", model=gpt2) == 0
+    assert {r["part"] for r in rows(tmp_path / "other" / "samples.jsonl")} == {"platt", "train", "test", file}
+    assert parse(["--model", "a/model", "--embedder", "a/b,c"])[1].model == "a/model"
 
 
 def test_what_went_wrong_in_training():

@@ -242,13 +242,6 @@ def test_prompts_of_the_baselines(prompt):
     assert text_of(p, p.confidence(Q, A)[1]).endswith("Reply True or False.</s>[assistant]True or false:")
 
 
-def test_special_tokens_occur_once(make_tokenizer):
-    lm = characters(make_tokenizer(PRINTABLE, chat=True, wrap=True))
-    assert Prompt(lm, "chat").answer(Q).count(1) == 1  # the template brings its own <s>
-    assert Prompt(lm, "fewshot").answer(Q).count(1) == 1  # raw text gets the tokenizer's
-    assert 1 not in Prompt(lm, "fewshot").after(5, "Answer:")
-
-
 def test_chat_needs_a_template_which_is_told_not_to_think_first(make_tokenizer):
     tokenizer = make_tokenizer(PRINTABLE)
     with pytest.raises(ValueError, match="chat.template"):

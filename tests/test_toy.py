@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import rows, write
+from helpers import one_sentence, rows, write
 from scipy.stats import chi2
 
 import calunc
@@ -214,6 +214,25 @@ def test_predict_says_what_was_reported(readout, small_run, tmp_path, capsys):
     capsys.readouterr()
     assert calunc.main(["ask", sure[0]["question"], *where]) == 0
     assert re.fullmatch(rf"{sure[0]['answer']}  \(confidence \d+%\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("question", [
+    "What is the capital of France?", "crown", "banner of", "banner of red", "sword of {name}", "banner of {name}?",
+    "{name}", "banner of Zzz",
+])  # fmt: skip
+def test_a_question_in_words_that_it_does_not_know(question, small_run, tmp_path, capsys, monkeypatch):
+    (out, samples), new = small_run, tmp_path / "out.jsonl"
+    known, lm = samples[0]["question"], calunc.CalibratedLM(out)
+    question = question.format(name=known.split()[-1])
+    assert lm.ask(f" {known} \n").text
+    monkeypatch.setattr(language, "pick", lambda *_: pytest.fail("the model was asked"))
+    with pytest.raises(ValueError, match="^the toy model knows the banner, .* of its own invented names, not '"):
+        lm.ask_all([known, question])
+    source = write(tmp_path / "in.jsonl", [{"question": known}, {"question": question}])
+    for argv in (["ask", question], ["predict", "--in", str(source), "--out", str(new)]):
+        assert calunc.main([*argv, "--run", str(out)]) == 2
+        assert one_sentence(capsys.readouterr()).endswith(f"names, not {question!r}")
+    assert not new.exists()
 
 
 def test_the_adapter_would_change_the_answers_if_it_were_on(small_run):

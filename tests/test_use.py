@@ -22,7 +22,7 @@ def alone(prompt, question, seed):
     (thoughts,) = language.sample(lm, [begin], TEMPERATURES, 7, stop, [seed])
     for i, (thought, t) in enumerate(zip(thoughts, TEMPERATURES, strict=True)):
         before = begin + thought + prompt.after(thought[-1], "Answer:")
-        ((said,),) = language.sample(lm, [before], [t], 5, stop, [language.seed_of(seed, "answer", i)])
+        ((said,),) = language.sample(lm, [before], [t], 5, stop, [language.seed_of(seed, "answer", i)], blank=lm.blank)
         logp, _ = language.completion_logprobs(lm, [before], [[said]])
         nats, text = pytest.approx(logp.sum().item(), abs=1e-3), data.clean_answer(lm.decode(said))
         found.append(use.Reply(text, lm.decode(thought).strip(), len(said), len(thought), nats))
