@@ -212,6 +212,10 @@ def main(argv):
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, asked)
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
+            if "calibrate" in todo and first():
+                lm.load_embedder(config.embedder, model)
+                if config.judge:
+                    graders.load(config, model)
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:
