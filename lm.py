@@ -8,8 +8,7 @@ This is the plain engine. Rows are padded on the left, so that a 2-D mask and po
 know: relative positions, sliding windows and ALiBi come out right. infra/sharing.py has the last two functions again,
 several times faster for short completions; `LM.engine` chooses.
 
-Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that its
-samples do not come from softmax(logits / temperature).
+Left out: Hugging Face `generate`, whose hidden top_k=50 and generation defaults change what is sampled from.
 
 From infra: cache (forks), encoders, models (loading, refusing), text (encoding), files.seed_of.
 """
@@ -206,8 +205,7 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
     """log π(token | prompt, earlier tokens) of every token of the completions, at the temperature of sampling.
 
     prompts: Q lists of token ids, or a Read of them; completions: Q lists of lists of token ids. Returns logp and mask,
-    (B, T), where B counts all completions in order and the mask is 1 on real tokens, by their lengths, as the padding
-    may be eos. Gradients flow into the Read too, where it has any.
+    (B, T), where B counts all completions in order and the mask is 1 on real tokens, by length. Gradients flow on.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     every = [(q, tuple(x)) for q, group in enumerate(completions) for x in group]
@@ -257,6 +255,6 @@ def embed(embedder, texts, batch_size=256):
         with adapter(embedder, False):
             hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
         at = {"mean": mask, "cls": F.one_hot(mask[:, 0] - 1, width), "lasttoken": F.one_hot(mask.sum(1) - 1, width)}
-        pooled = F.normalize((hidden * at[embedder.pooling][..., None]).sum(1), dim=-1).cpu()  # (N, d)
-        found.update(zip(batch, pooled, strict=True))
+        pooled = (hidden * at[embedder.pooling][..., None]).sum(1)  # (N, d)
+        found.update(zip(batch, F.normalize(pooled, dim=-1).cpu(), strict=True))
     return torch.stack([found[text] for text in texts]).numpy()

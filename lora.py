@@ -39,7 +39,7 @@ class LoRA(nn.Module):
         self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
         self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
 
-    weight = property(lambda self: self.base.weight)  # some models ask for its dtype
+    weight, bias = (property(lambda self, name=name: getattr(self.base, name)) for name in ("weight", "bias"))
 
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)

@@ -1,7 +1,6 @@
 """Model folders: find one, refuse one that cannot be used in one sentence, check the engine on it, write one whole."""
 
 import contextlib
-import itertools
 import re
 from pathlib import Path
 
@@ -79,26 +78,30 @@ def taken_for_experts(model, names):
 def check(lm, engine):
     """Raises ValueError unless an engine gives the log-probabilities of an uncached forward pass without padding.
 
-    Two prompts of different length, longer than the attention windows, and two completions each.
+    Two prompts of different length, longer than the attention windows; two completions each, and a sampled one: a step
+    of one token has code of its own in some models.
     """
     config, name = lm.model.config.get_text_config(), type(lm.model).__name__
     windows = {key: value for key, value in vars(config).items()
                if re.search("window|chunk|local", key) and type(value) is int and "layers" not in key}  # fmt: skip
     length = max([12] + [w + 4 for w in windows.values() if w <= 512])
-    length = min(length, max(16, context(config) or 2048) - 4)
+    length = min(length, max(16, context(config) or 2048) - 8)
     ids = torch.randint(config.vocab_size, (length + 3,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompts, said, expected = [ids[:length], ids[: length // 3] + ids[: length // 4]], [ids[-3:], ids[-2:]], []
+    prompts, expected = [ids[:length], ids[: length // 3] + ids[: length // 4]], []
     # masks read the window from the config at each call: a long one is tested as a short one
     vars(config).update({key: 8 for key, w in windows.items() if w > 512})
     try:
         with refused(f"{lm.name}: {name} does not take cached prompts"):
-            for prompt, x in itertools.product(prompts, said):
+            drawn, sums = engine.sample(lm, prompts, [1.0], 8, frozenset(), [0, 1], logprobs=True)
+            said = [[ids[-3:], ids[-2:], *group] for group in drawn]
+            for prompt, x in ((p, x) for p, group in zip(prompts, said, strict=True) for x in group):
                 logits = lm.model(input_ids=torch.tensor([prompt + x], device=lm.device), use_cache=False).logits
                 logp = logits[0, -len(x) - 1 : -1].float().log_softmax(-1)[range(len(x)), x]
-                expected.append(F.pad(logp, (0, 3 - len(x))))
+                expected.append(F.pad(logp, (0, 8 - len(x))))
             expected = torch.stack(expected)
-            found, _ = engine.completion_logprobs(lm, prompts, [said, said])
-            error = (found - expected).abs().max()
+            found, _ = engine.completion_logprobs(lm, prompts, said)
+            stepped = torch.tensor(sums, device=lm.device)[:, 0] - expected[2::3].sum(1)
+            error = torch.maximum((found - expected).abs().max(), stepped.abs().max())
     finally:
         vars(config).update(windows)
     if expected.isnan().any():

@@ -90,7 +90,9 @@ def with_engine(model, engine):
     try:
         models.check(model, lm)
         with models.refused(f"{model.name}: {type(model.model).__name__} cannot be trained"):
-            logp, _ = lm.completion_logprobs(model, [[1, 2]], [[[1, 2, 3]]])
+            with torch.no_grad():
+                before = lm.read(model, [[1, 2]])
+            logp, _ = lm.completion_logprobs(model, before, [[[1, 2, 3]]])
             torch.autograd.grad(logp.sum(), parameters, allow_unused=True)
         if engine == "plain":
             return model
