@@ -81,10 +81,11 @@ def calibrate(config, run, model):
     if not first():
         return 0
     embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
-    found, labels = [], graders.graded(config, run, rows, model)  # (N,) of 0 and 1
+    found, labels, cut = [], graders.graded(config, run, rows, model), 0  # (N,) of 0 and 1
     for start in tqdm(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
+        cut += sum(embedder.cut(text) != embedder.encode(text, special=True) for text in texts)
         embeddings = lm.embed(embedder, texts).reshape(len(batch), 1 + config.samples, -1)  # (N, 1 + n, d)
         gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
         score = entropy.von_neumann(gram[:, 1:, 1:])  # (N,)
@@ -97,6 +98,9 @@ def calibrate(config, run, model):
                 **baselines.free(row, k[1:, 1:]),
             })  # fmt: skip
 
+    if cut:
+        print(f"warning: {cut} answers are longer than the {embedder.tokenizer.model_max_length} tokens that "
+              f"{config.embedder} reads, and were cut", file=sys.stderr)  # fmt: skip
     scores = ["entropy", "similarity"] if config.target == "answer" else ["entropy"]
     features = np.array([[t[name] for name in scores] for t in found])  # (N, F)
     features = features[:, 0] if len(scores) == 1 else features
@@ -216,6 +220,10 @@ def main(argv):
             if "zero-shot" in baselines.chosen(config.baselines):
                 baselines.without_examples(prompt).confidence("", "")  # can its chat template be used?
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
+            if "calibrate" in todo and first():
+                lm.load_embedder(config.embedder, model)
+                if config.judge:
+                    graders.load(config, model)
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:

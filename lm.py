@@ -8,10 +8,9 @@ This is the plain engine. Rows are padded on the left, so that a 2-D mask and po
 know: relative positions, sliding windows and ALiBi come out right. infra/sharing.py has the last two functions again,
 several times faster for short completions; `LM.engine` chooses.
 
-Left out: Hugging Face `generate`, which applies a hidden top_k=50 and the model's own generation defaults, so that its
-samples do not come from softmax(logits / temperature).
+Left out: Hugging Face `generate`, whose hidden top_k=50 and generation defaults change what is sampled from.
 
-From infra: cache (forks), models (loading, refusing), text (encoding), files.seed_of.
+From infra: cache (forks), encoders, models (loading, refusing), text (encoding), files.seed_of.
 """
 
 import inspect
@@ -24,7 +23,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
-from infra.cache import fork, keep
+from infra.cache import empty, equal_widths, fork, keep, stateful
+from infra.encoders import checked
 from infra.files import seed_of  # noqa: F401, used with this module
 from infra.models import capacity, check_context, find, load_pretrained  # noqa: F401, find too
 from infra.text import Text, stop_ids  # noqa: F401, the same
@@ -45,6 +45,7 @@ class LM(Text):
     name: str
     sharing: object = None  # the module infra.sharing, where it may be used
     longest_shared: int = SHORT  # tokens
+    pooling: str = "lasttoken"  # of an encoder's tokens to a sentence
 
     @property
     def device(self):
@@ -116,12 +117,12 @@ def read(lm, prompts):
     """Q lists of token ids -> Read; what all of them begin with is read once. Gradients flow where they are on."""
     limit = min(map(len, prompts)) - 1  # each prompt keeps a token of its own
     shared = next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
-    stem = Read([[]], DynamicCache())
-    if shared:
-        stem = read_on(lm, stem, [0], [prompts[0][:shared]])
+    stem = Read([[]], empty(lm.model))
+    stem = read_on(lm, stem, [0], [prompts[0][:shared]]) if shared else stem
     return read_on(lm, stem, [0] * len(prompts), prompts)
 
 
+@equal_widths
 def read_on(lm, before, rows, prompts):
     """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read. -> Read
 
@@ -164,10 +165,9 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
     """Sample len(temperatures) completions of each prompt, from softmax(logits / temperature) without truncation.
 
     prompts: Q lists of token ids, or a Read of them; temperatures: one per completion, 0 is greedy; stop: the token ids
-    that end a completion, unless all that it has is `blank`; seeds: one per prompt. Returns Q lists of lists of token
-    ids, with the stop token. With logprobs also the log-probability of each completion at temperature 1, Q lists of
-    floats, in nats. The random numbers depend on the seed alone, so what else is in the batch changes a completion by
-    rounding at most. Raises ValueError beyond the model's context.
+    that end a completion, unless all that it has is `blank`; seeds: one per prompt. -> Q lists of lists of token ids,
+    with the stop token; with logprobs also the log-probability of each at temperature 1, Q lists of floats, in nats.
+    Numbers depend on the seed: the batch matters by rounding at most. Raises ValueError beyond the context.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     check_context(lm, before.prompts, max_new_tokens)
@@ -205,8 +205,7 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
     """log π(token | prompt, earlier tokens) of every token of the completions, at the temperature of sampling.
 
     prompts: Q lists of token ids, or a Read of them; completions: Q lists of lists of token ids. Returns logp and mask,
-    (B, T), where B counts all completions in order and the mask is 1 on real tokens, by their lengths, as the padding
-    may be eos. Gradients flow into the Read too, where it has any.
+    (B, T), where B counts all completions in order and the mask is 1 on real tokens, by length. Gradients flow on.
     """
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     every = [(q, tuple(x)) for q, group in enumerate(completions) for x in group]
@@ -219,8 +218,9 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
         batch = before.some([q for q, _ in rows])
         logits = batch.last[:, None]  # of the first token
         if length > 1:
-            later = lm.forward(ids[:, :-1], batch.mask(length - 1), batch.cache)
-            logits = torch.cat([logits, later], dim=1)  # (R, T, V)
+            fed = max(1 + stateful(batch.cache), length - 1)  # one token's step would have no gradient
+            later = lm.forward(ids[:, :fed], batch.mask(fed), batch.cache)
+            logits = torch.cat([logits, later[:, : length - 1]], dim=1)  # (R, T, V)
         logp = (logits if temperature == 1 else logits.float() / temperature).log_softmax(-1, dtype=torch.float32)
         scored.append(logp.gather(2, ids[:, :, None])[..., 0])
     place = {x: i for i, x in enumerate(distinct)}
@@ -233,28 +233,28 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
 
 def load_embedder(name_or_path, lm):
     """A sentence encoder by hub id or folder; "self" is the language model itself."""
-    return lm if name_or_path == "self" else load(name_or_path, lm.device, auto_class=AutoModel)
+    return lm if name_or_path == "self" else checked(load(name_or_path, lm.device, auto_class=AutoModel), embed)
 
 
 @torch.no_grad()
 def embed(embedder, texts, batch_size=256):
     """Sentences -> (N, d) float32 numpy array of unit length, of the last hidden states.
 
-    Of a sentence encoder their mean over the tokens; of a language model that of the last token, which has seen all.
+    Of a sentence encoder, most often, their mean; of a language model that of the last token, which has seen all.
     """
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
-    causal = embedder.model.get_output_embeddings() is not None
-    blank = " " if causal else ""  # a language model knows words by the blank before them
+    blank = "" if embedder.model.get_output_embeddings() is None else " "  # what a language model knows words by
     found = {}
     for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]
-        ids = [embedder.encode(blank + text, special=True) or [0] for text in batch]  # an empty text may have no token
+        ids = [embedder.cut(blank + text) or [0] for text in batch]  # an empty text may have no token
         width = max(map(len, ids))
         mask = torch.tensor([[1] * len(x) + [0] * (width - len(x)) for x in ids], device=device)
         padded = torch.tensor([x + [0] * (width - len(x)) for x in ids], device=device)
         with adapter(embedder, False):
             hidden = base(input_ids=padded, attention_mask=mask).last_hidden_state.float()  # (N, T, d)
-        counted = F.one_hot(mask.sum(1) - 1, width) if causal else mask  # (N, T)
-        found.update(zip(batch, F.normalize((hidden * counted[..., None]).sum(1), dim=-1).cpu(), strict=True))
+        at = {"mean": mask, "cls": F.one_hot(mask[:, 0] - 1, width), "lasttoken": F.one_hot(mask.sum(1) - 1, width)}
+        pooled = (hidden * at[embedder.pooling][..., None]).sum(1)  # (N, d)
+        found.update(zip(batch, F.normalize(pooled, dim=-1).cpu(), strict=True))
     return torch.stack([found[text] for text in texts]).numpy()

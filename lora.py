@@ -11,7 +11,7 @@ the reference. With `--adapter everywhere` the adapter reads question and answer
 Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: biases,
 and adapters on the embedding and on the output head, which is often tied to it.
 
-From infra: files.write_whole.
+From infra: files.write_whole, models (layers).
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from infra.files import write_whole
+from infra.models import linear_maps, taken_for_experts
 
 
 class LoRA(nn.Module):
@@ -38,6 +39,8 @@ class LoRA(nn.Module):
         self.A = nn.Parameter(torch.randn(rank, d_in, **kwargs) * d_in**-0.5)
         self.B = nn.Parameter(torch.zeros(d_out, rank, **kwargs))
 
+    weight, bias = (property(lambda self, name=name: getattr(self.base, name)) for name in ("weight", "bias"))
+
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)
         if self.on:
@@ -49,11 +52,9 @@ class LoRA(nn.Module):
 
 def add_lora(lm, rank=16, alpha=32, seed=0, dropout=0.0):
     """Put a LoRA on every linear map but the output head. -> list of trainable parameters"""
-    head = lm.model.get_output_embeddings()
-    found = [(n, m) for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, module in found:
+        for name, module in linear_maps(lm.model):
             parent, _, child = name.rpartition(".")
             setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha, dropout))
     return [p for p in lm.model.parameters() if p.requires_grad]
@@ -95,12 +96,12 @@ def save_adapter(lm, folder, invocation=None):
     loras, folder = _loras(lm), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(loras.values()))
-    rank = first.A.shape[0]
+    rank, others = first.A.shape[0], taken_for_experts(lm.model, loras)
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
         "r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-        "target_modules": sorted(loras), "fan_in_fan_out": isinstance(first.base, Conv1D),
-        "alora_invocation_tokens": invocation,
+        "target_modules": sorted(loras.keys() - others), "target_parameters": [f"{n}.weight" for n in others] or None,
+        "fan_in_fan_out": isinstance(first.base, Conv1D), "alora_invocation_tokens": invocation,
     }  # fmt: skip
     tensors = {}
     for name, module in loras.items():

@@ -65,14 +65,19 @@ def judged(config, run, asked, like):
     file = run.path(f".judged-{asking}.json")
     said = parsed(file.read_text(encoding="utf-8"), file) if file.exists() else {}
     left = sorted(asked.keys() - said.keys(), key=lambda key: (len(asked[key]["question"]), key))
-    judge = lm.load(config.judge, like.device, like.model.dtype) if left else None
-    if judge:
-        models.check(judge, lm)
+    judge = load(config, like) if left else None
     for start in tqdm(range(0, len(left), BATCH), desc="judging answers", unit="batch"):
         batch = left[start : start + BATCH]
         said |= dict(zip(batch, verdicts(judge, [asked[key] for key in batch]), strict=True))
         parallel.keep(file, said)
     return said
+
+
+def load(config, like):
+    """The judge, on the device of another model and in its precision. Raises ValueError if it cannot be used."""
+    judge = lm.load(config.judge, like.device, like.model.dtype)
+    models.check(judge, lm)
+    return judge
 
 
 def verdicts(judge, rows):

@@ -186,7 +186,8 @@ def short(value):
 def _digest(path):
     """SHA-256 of a file, or of all files of a model's folder that are loaded."""
     if path.is_dir():
-        return short([(file.name, _digest(file)) for file in sorted(path.iterdir()) if file.suffix in LOADED])
+        files = [f for f in sorted([*path.iterdir(), *path.glob("*_Pooling/*")]) if f.suffix in LOADED]
+        return short([(file.name, _digest(file)) for file in files])
     return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import data
 import lm
+import lora
 import rl
 import toy
 from infra import models, parallel, sharing
@@ -95,15 +96,24 @@ def with_engine(model, engine):
 
     Raises ValueError for a model that works with neither engine, or not with the one that is wanted.
     """
-    models.check(model, lm)
-    if engine == "plain":
-        return model
+    parameters = lora.add_lora(model, rank=1)  # it changes nothing yet, and what it is put on must run with it
     try:
-        models.check(model, sharing)
-    except ValueError as error:
-        if engine == "shared":
-            raise ValueError(f"{error}: use --engine plain") from None
-        return model
+        models.check(model, lm)
+        with models.refused(f"{model.name}: {type(model.model).__name__} cannot be trained"):
+            with torch.no_grad():
+                before = lm.read(model, [[1, 2]])
+            logp, _ = lm.completion_logprobs(model, before, [[[1, 2, 3]]])
+            torch.autograd.grad(logp.sum(), parameters, allow_unused=True)
+        if engine == "plain":
+            return model
+        try:
+            models.check(model, sharing)
+        except ValueError as error:
+            if engine == "shared":
+                raise ValueError(f"{error}: use --engine plain") from None
+            return model
+    finally:
+        lora.merge(model)
     return replace(model, sharing=sharing, longest_shared=10**9 if engine == "shared" else lm.SHORT)
 
 

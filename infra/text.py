@@ -26,6 +26,11 @@ class Text:
         whole, bare = self.encode("a", special=True), self.encode("a")
         return whole[: whole.index(bare[0])] + self.encode(text)
 
+    def cut(self, text):
+        """What a sentence encoder reads of a text."""
+        ids = self.encode(text, special=True)
+        return ids if len(ids) <= self.tokenizer.model_max_length else self.tokenizer(text, truncation=True).input_ids
+
     def proceed(self, text):
         """The tokens of a text that goes on after another one. Some tokenizers put a blank before what comes first."""
         before = "." if text[:1].isspace() else "\n"  # what no tokenizer takes for a part of the same word

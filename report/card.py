@@ -14,7 +14,8 @@ def adapter(report):
     where = {"turn": "on from the confidence turn on, and off while question and answer are read (an activated LoRA)",
              "everywhere": "on for the whole confidence turn, and off while the model answers"}  # fmt: skip
     return _card(report, "peft", f"The adapter is {where[report['config']['adapter']]}. `peft` loads this folder, so "
-                 "does `AutoModelForCausalLM`. calunc also asks, answers and reads the number:\n\n"
+                 "does `AutoModelForCausalLM`; that of a mixture of experts only if it is on everywhere. calunc also "
+                 "asks, answers and reads the number:\n\n"
                  "```python\nfrom calunc import CalibratedLM\n\n"
                  'answer = CalibratedLM("runs/x").ask("What is the capital of Peru?")\n```')  # fmt: skip
 

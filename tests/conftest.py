@@ -42,6 +42,12 @@ CONFIGS = {  # family -> the name of its configuration, and what is its own
     "mixtral": ("Mixtral", dict(num_local_experts=4)),
     "jamba": ("Jamba", dict(attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, num_experts=2)),
     "lfm2": ("Lfm2", dict(layer_types=["conv", "full_attention"])),
+    "falconh1": ("FalconH1", dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8,
+                                  mamba_d_ssm=32, head_dim=4)),
+    "qwen3next": ("Qwen3Next", dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
+                                    linear_num_value_heads=4, linear_key_head_dim=4, linear_value_head_dim=4,
+                                    head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8,
+                                    shared_expert_intermediate_size=8)),
 }  # fmt: skip
 
 

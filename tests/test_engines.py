@@ -16,7 +16,8 @@ from lora import LoRA, adapter, add_lora
 ENGINES = {"plain": language, "shared": sharing}
 BOTH = "gpt2 llama qwen2 qwen3 gemma2 gemma3 gptneox opt falcon phi mixtral mistral".split()
 PLAIN = "gptneo falcon-alibi bloom".split()  # a local window by columns, and positions that the mask gives
-NEITHER = {"jamba": "recurrent state", "lfm2": "does not take"}  # hybrids: more is kept than keys and values
+PLAIN += "lfm2 falconh1 qwen3next".split()  # more is kept than keys and values: convolutions, recurrent states
+NEITHER = {"jamba": "other probabilities"}  # transformers forgets its state between calls of several tokens
 CASES = [(family, "plain") for family in BOTH + PLAIN] + [(family, "shared") for family in BOTH]
 WINDOW, STOP = 4, frozenset(range(2, 12))  # a sliding window, where there is one, is shorter than the prompts
 
@@ -37,7 +38,8 @@ def case(request, load):
 
 def reading(lm, contexts, frozen):
     """-> Read of the contexts and their turns, and where the adapter is on, from which token of each prompt"""
-    prompts = [context + turn for context, turn in zip(contexts, TURNS, strict=True)]
+    more = [2] if "Falcon" in type(lm.model).__name__ else []  # its state has no gradient through a step of one token
+    prompts = [context + turn + more for context, turn in zip(contexts, TURNS, strict=True)]
     if not frozen:
         return read(lm, prompts), [0] * len(prompts)
     with torch.no_grad(), adapter(lm, False):
