@@ -10,7 +10,7 @@ The method of "From Entropy to Calibrated Uncertainty: Training Language Models 
 2), `train` the model to reflect and then state that number (its stage 3), `eval` what it states. Each stage
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
-From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first.
+From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first, grading.
 """
 
 from infra import cli
@@ -27,7 +27,6 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
-import data
 import entropy
 import lm
 import lora
@@ -38,6 +37,7 @@ import use
 from beyond import baselines, compare, exact, graders, rewards
 from infra import parallel, setup
 from infra.files import first
+from infra.grading import grade
 from report import build, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
 
@@ -92,7 +92,7 @@ def calibrate(config, run, model):
             found.append({
                 "part": row["part"], "id": row["id"], "family": row["family"], "entropy": h,
                 "similarity": float(k[0, 1:].mean()),  # of the answer to the samples
-                "correct": label, "exact": data.grade(row["answer"], row["answers"]),
+                "correct": label, "exact": grade(row["answer"], row["answers"]),
                 "truth": row["truth"] and row["truth"].get(row["answer"], 0.0),
                 **baselines.free(row, k[1:, 1:]),
             })  # fmt: skip

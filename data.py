@@ -1,4 +1,4 @@
-"""Questions, prompts and grading.
+"""Questions and prompts.
 
 A question set is a list of `Question`: from the toy world, the built-in `facts`, a JSONL file, or the Hugging Face hub.
 `Prompt` turns a question into token ids for the two turns: the answer, and the confidence in it as frozen text.
@@ -7,8 +7,6 @@ From infra: files (read_questions, names, nearest), hub, text (render, stop_ids)
 """
 
 import re
-import string
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -260,40 +258,3 @@ class Prompt:
 def clean_answer(text):
     """The answer is the first line of what was generated that is not blank."""
     return next(iter(text.strip().splitlines()), "").strip()
-
-
-# ---- grading ----------------------------------------------------------------------------------------------------
-
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”´`–—", " "))
-
-
-def normalise(text):
-    """Lower case, no diacritics, no punctuation, no articles, single blanks (after SQuAD's script, Rajpurkar 2016)."""
-    text = unicodedata.normalize("NFKD", text).lower()
-    text = "".join(c for c in text if not unicodedata.combining(c)).translate(_PUNCTUATION)
-    words = text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
-
-
-def _number(text):
-    match = re.fullmatch(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*[%.]?", text.strip())
-    return float(match[1].replace(",", "")) if match else None
-
-
-def grade(answer, accepted, grader="exact"):
-    """Is `answer` one of the accepted ones? 1 or 0.
-
-    "exact": equal after normalisation, or equal as numbers. "contains": an accepted answer occurs in it as words.
-    """
-    number, ours = _number(answer), normalise(answer)
-    for gold in accepted:
-        value = _number(gold)
-        if number is not None and value is not None:
-            if number == value:
-                return 1
-            continue  # two numbers are never compared as words: "-5" is not "5"
-        theirs = normalise(gold)
-        # an accepted answer of punctuation alone normalises to nothing, and nothing must not match everything
-        if theirs and (ours == theirs or grader == "contains" and f" {theirs} " in f" {ours} "):
-            return 1
-    return 0

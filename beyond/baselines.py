@@ -20,7 +20,8 @@ from dataclasses import replace
 import numpy as np
 
 from beyond import exact
-from data import Statement, normalise
+from data import Statement
+from infra.grading import grade
 
 FREE = ("probability", "consistency", "clusters")
 READING = ("stated", "zero-shot", "p-true")
@@ -72,8 +73,8 @@ def family_prior(labels, families, asked):
 
 
 def self_consistency(answer, samples):
-    """Share of the samples that equal the answer after normalisation. -> in [0, 1]"""
-    return float(np.mean([normalise(s) == normalise(answer) for s in samples]))
+    """Share of the samples that would be right if the answer were the accepted one. -> in [0, 1]"""
+    return float(np.mean([grade(s, [answer]) for s in samples]))
 
 
 def cluster_entropy(gram):

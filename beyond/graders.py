@@ -1,4 +1,4 @@
-"""Is an answer right? By its characters (data.grade), by a language model as judge, or by labels that exist already.
+"""Is an answer right? By its characters (infra.grading), by a language model as judge, or by labels that exist already.
 
 The paper has GPT-4o-mini say yes or no. Here any causal language model does, by its probabilities of these words:
 
@@ -9,10 +9,10 @@ An answer that exact match accepts is right without asking. The rules are the pa
 
 from tqdm import tqdm
 
-import data
 import lm
 from infra import folder, models, parallel
 from infra.files import parsed, read_rows
+from infra.grading import grade
 
 RULES = (
     "You grade answers. Say yes if the answer is a valid reply to the question and means the same as one of the "
@@ -32,7 +32,7 @@ def graded(config, run, rows, model):
     """Rows of samples.jsonl -> N labels, 1 for a right answer, 0 for a wrong one. A judge is loaded as `model` is."""
     if config.grader == "file":
         return labels(config, [row["id"] for row in rows])
-    found = [data.grade(row["answer"], row["answers"], config.grader) for row in rows]
+    found = [grade(row["answer"], row["answers"], config.grader) for row in rows]
     if config.grader == "judge":
         wrong = [row for row, right in zip(rows, found, strict=True) if not right and row["answer"]]
         said = judged(config, run, {key_of(row): row for row in wrong}, model)

@@ -15,6 +15,7 @@ import data
 import lm
 from beyond.graders import verdicts
 from experiments.tables import fill
+from infra.grading import grade
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +27,7 @@ def measure(judge):
     graded = [json.loads(line) for line in lines]
     rows = [{"question": questions[g["id"]].question, "answers": list(questions[g["id"]].answers),
              "answer": g["answer"]} for g in graded]  # fmt: skip
-    hand, exact = [g["correct"] for g in graded], [data.grade(r["answer"], r["answers"]) for r in rows]
+    hand, exact = [g["correct"] for g in graded], [grade(r["answer"], r["answers"]) for r in rows]
     said, model = [], lm.load(judge)
     for start in range(0, len(rows), 20):
         said += verdicts(model, rows[start : start + 20])

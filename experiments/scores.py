@@ -15,7 +15,6 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
-import data
 import lm
 import platt
 from beyond import baselines
@@ -23,6 +22,7 @@ from beyond.compare import log_odds
 from entropy import grams, von_neumann
 from eval import metrics
 from infra.folder import Run
+from infra.grading import grade
 from infra.setup import load_model
 
 LABELLED = 1000  # at most
@@ -78,7 +78,7 @@ class Samples:
         texts = [text for row in self.rows for text in row["samples"]]
         embedder = lm.load_embedder(embedder or config.embedder, model)
         self.embeddings = lm.embed(embedder, texts).reshape(len(self.rows), config.samples, -1)  # (N, n, d)
-        self.correct = np.array([data.grade(r["answer"], r["answers"], config.grader) for r in self.rows])
+        self.correct = np.array([grade(r["answer"], r["answers"], config.grader) for r in self.rows])
         self.test = np.array([r["part"] == "test" for r in self.rows])
         self.labelled = ~self.test
         self.family = np.array([r["family"] for r in self.rows])[self.test]

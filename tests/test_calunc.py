@@ -32,6 +32,7 @@ import use
 from beyond import baselines
 from infra import cli, parallel, setup
 from infra.folder import FILES, STAGES, Run, key
+from infra.grading import grade, normalise
 from report.tables import METHODS
 from settings import Config, option
 
@@ -65,7 +66,7 @@ def mixed(finished, tmp_path_factory):
     """Questions of which every other one accepts the model's answer."""
     found = {s["id"]: s for s in rows(finished / "samples.jsonl")}
     for i, row in enumerate(sorted(found.values(), key=lambda row: row["id"])):
-        if i % 2 and data.normalise(row["answer"]):
+        if i % 2 and normalise(row["answer"]):
             row["answers"] = [row["answer"]]
     kept = [{k: found[f"q{i}"][k] for k in ("id", "question", "answers", "family")} for i in range(len(found))]
     return write(tmp_path_factory.mktemp("mixed") / "animals.jsonl", kept)
@@ -525,9 +526,9 @@ def test_targets_are_cross_fitted(calibrated):
         fit = {"platt": None, "train": fitted(others, "entropy"), "test": stored}[t["part"]]
         assert t["target"] is None if fit is None else t["target"] == pytest.approx(fit.predict(t["entropy"]))
         assert 0 <= t["entropy"] <= math.log(3) + 1e-6 and 0 <= t["clusters"] <= math.log(3) + 1e-9
-        assert t["correct"] == data.grade(s["answer"], s["answers"])
+        assert t["correct"] == grade(s["answer"], s["answers"])
         assert t["probability"] == pytest.approx(math.exp(s["answer_logprob"] / s["answer_tokens"]))
-        same = [data.normalise(x) == data.normalise(s["answer"]) for x in s["samples"]]
+        same = [grade(x, [s["answer"]]) for x in s["samples"]]
         assert t["consistency"] == pytest.approx(np.mean(same)) and 0 < t["similarity"] <= 1 + 1e-6
     every = fitted([t for t in targets if t["part"] != "test"], "entropy")
     assert stored.predict([0.0, 1.0]) == pytest.approx(every.predict([0.0, 1.0]))
@@ -581,7 +582,7 @@ def test_an_answer_after_a_thought(shown, call, mixed, tmp_path):
     assert sum(map(bool, thoughts.values())) > 20 and max(map(len, thoughts.values())) <= 2 * 5
     assert embedded[0][1] == [text for s in samples for text in (s["answer"], *s["samples"])]
     for s, t in zip(samples, targets, strict=True):
-        assert t["correct"] == t["exact"] == data.grade(s["answer"], s["answers"])
+        assert t["correct"] == t["exact"] == grade(s["answer"], s["answers"])
         assert s["answer_tokens"] < s["reply_tokens"] <= s["answer_tokens"] + 5 and s["sample_tokens"] <= 3 * (6 + 5)
     texts = [(pair, lm.decode(sum(prompt.confidence(*pair), []))) for lm, prompt, pairs, _ in turns for pair in pairs]
     assert {s["question"] for s in samples} == {q for (q, *_), _ in texts}

@@ -10,61 +10,13 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import data
 from beyond.baselines import true_or_false, without_examples
-from data import EXAMPLES, HUB, STATEMENTS, Prompt, Question, from_hub, from_jsonl, grade, parse_confidence, split
+from data import EXAMPLES, HUB, STATEMENTS, Prompt, Question, from_hub, from_jsonl, parse_confidence, split
 from lm import LM
-
-# ---- grading -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("answer, accepted", [
-    ("Paris", "PARIS"), ("  Paris \t", "Paris"), ('"Paris!"', "Paris"), ("Beatles", "the Beatles"),
-    ("an  apple", "a apple"), ("Bogotá", "Bogota"), ("Bogota\u0301", "Bogotá"),  # a combining accent
-    ("Jean-Luc", "jean luc"), ("rock 'n' roll", "rock ‘n’ roll"), ("東京", "東京"), ("C++", "C++"),
-    ("The A", "the a"), ("A", "A"),  # made of articles alone
-    ("1234", "1,234"), ("1234.0", "1,234"), ("1,234,567", "1234567"), ("$18", "18"), ("18", "$18.00"), ("18.", "18"),
-    ("18%", "18"), ("007", "7"), (".5", "0.5"), ("+3", "3"), ("-5", "-5.0"),
-])  # fmt: skip
-def test_a_right_answer(answer, accepted):
-    for several in ([accepted], ["of no use", accepted]):  # alone, and as an alias
-        assert grade(answer, several) == grade(answer, several, "contains") == 1
-
-
-@pytest.mark.parametrize("answer, accepted", [
-    (" \n", ["Paris"]), ("the", ["Paris"]), ("", ["5"]), ("...", ["!!!"]), ("", ["..."]), ("Paris", []),
-    ("Paris", ["London", "Rome"]), ("New", ["New York"]), ("art", ["party"]), ("party", ["art"]),  # words, not letters
-    ("5", ["15"]), ("15", ["5"]), ("1.5", ["15"]), ("-5", ["5"]), ("5", ["-5"]), ("3.5", ["5"]), ("1,500", ["500"]),
-    ("3, 4", ["34"]), ("3,4", ["34"]), ("eight", ["8"]), ("8 or 9", ["8.9"]),  # a list is no number with thousands
-])  # fmt: skip
-def test_a_wrong_answer(answer, accepted):
-    assert grade(answer, accepted) == grade(answer, accepted, "contains") == 0
-
-
-@pytest.mark.parametrize("answer, accepted", [
-    ("Paris, Texas", ["Paris"]), ("It is Paris.", ["Paris"]), ("the city of New York, of course", ["New York"]),
-    ("The answer is 18", ["18"]), ("18 dollars", ["18"]), ("I think it is the Beatles", ["Stones", "The Beatles"]),
-])  # fmt: skip
-def test_contains_is_wider_than_exact(answer, accepted):
-    assert (grade(answer, accepted), grade(answer, accepted, "contains")) == (0, 1)
-
-
-@given(st.text(), st.lists(st.text(), max_size=3))
-@example("𝑨", [])  # becomes a capital only when decomposed
-def test_any_text_can_be_graded(answer, accepted):
-    assert data.normalise(data.normalise(answer)) == data.normalise(answer)
-    assert 0 <= grade(answer, accepted) <= grade(answer, accepted, "contains") <= 1
-    if data.normalise(answer):
-        assert grade(answer, [*accepted, answer]) == 1
-
-
-@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
-def test_integers_are_right_only_when_equal(a, b):
-    assert grade(f"{a:,}", [str(a)]) == 1
-    assert grade(f"{a:,}", [f"{b}.0"]) == (a == b)
 
 
 @pytest.mark.parametrize("text", [" Paris \nQuestion: x", "\n\n Paris", "Paris\r\nLyon"])

@@ -6,7 +6,8 @@ from collections import Counter
 
 from helpers import rows
 
-from data import FACTS, grade
+from data import FACTS
+from infra.grading import grade
 
 ROWS = rows(FACTS)
 ANSWERS = {row["question"]: row["answers"] for row in ROWS}

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import one_sentence, randomise, rows, write
 
-import data
 import lm as language
 from beyond import graders
 from infra import parallel
 from infra.folder import STAGES, Run
+from infra.grading import grade
 from settings import Config
 
 
@@ -89,7 +89,7 @@ def test_a_run_with_a_judge(judge, copy, call):
     assert (copy / "samples.jsonl").stat().st_mtime_ns == before
     of, held_out = language.load(judge), rows(copy / "predictions.jsonl")
     for s, t in zip(rows(copy / "samples.jsonl"), rows(copy / "targets.jsonl"), strict=True):
-        assert t["exact"] == data.grade(s["answer"], s["answers"])
+        assert t["exact"] == grade(s["answer"], s["answers"])
         assert t["correct"] == (t["exact"] or s["answer"] != "" and says_yes(of, s))
     agree = sum(r["correct"] == r["exact"] for r in held_out) / len(held_out)
     assert 0 < agree < 1 and json.loads((copy / "report.json").read_text())["agree"] == pytest.approx(agree)

@@ -16,6 +16,7 @@ import eval
 import platt
 from beyond import graders
 from infra.folder import STAGES, Run
+from infra.grading import grade, normalise
 from infra.setup import trained_run
 from settings import Config, check
 
@@ -50,11 +51,11 @@ def test_a_confidence_is_none_or_a_probability(text):
 
 @often(texts, st.lists(texts, min_size=1, max_size=3), st.sampled_from(["exact", "contains"]))
 def test_grading(answer, accepted, grader):
-    got = data.grade(answer, accepted, grader)
-    assert got in (0, 1) and got == data.grade(answer, accepted[::-1], grader)
-    assert got <= data.grade(answer, [*accepted, "x"], grader)  # one more accepted answer makes none wrong
-    if data.normalise(answer):
-        assert data.grade(answer, [answer], grader) == 1
+    got = grade(answer, accepted, grader)
+    assert got in (0, 1) and got == grade(answer, accepted[::-1], grader)
+    assert got <= grade(answer, [*accepted, "x"], grader)  # one more accepted answer makes none wrong
+    if normalise(answer):
+        assert grade(answer, [answer], grader) == 1
 
 
 # ---- Platt scaling, metrics ---------------------------------------------------------------------

@@ -12,7 +12,7 @@ import transformers
 from helpers import randomise, rows
 
 import calunc
-import data
+from infra.grading import grade
 from report.tables import METHODS
 from settings import RECIPES, option
 
@@ -79,7 +79,7 @@ def test_the_recipe_of_the_paper_runs_to_the_end(save, tiny, tmp_path, monkeypat
     for s in report["sets"].values():  # of the paper's table
         for row in ("alone", "untrained", "trained", "target"):
             assert {"ece", "auroc", "spearman"} <= s["methods"][METHODS[row]].keys()
-    assert any(s["thought"] for s in samples) and {0, 1} == {data.grade(s["answer"], s["answers"]) for s in samples}
+    assert any(s["thought"] for s in samples) and {0, 1} == {grade(s["answer"], s["answers"]) for s in samples}
     log, predictions = rows(out / "metrics.jsonl"), rows(out / "predictions.jsonl")
     assert len(log) == 2 and min(record["malformed"] for record in log) < 1  # some say a number
     assert any(r["reflection, trained"] for r in predictions)
