@@ -128,7 +128,7 @@ def calibrate(config, run, model):
 def train(config, run, model, prompt):
     """Targets -> an adapter that states them: adapter/ and metrics.jsonl"""
     pairs = zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)
-    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"])
+    items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"], t["probability"])
              for s, t in pairs if s["part"] == "train"]  # fmt: skip
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed, dropout=config.dropout)
     log, said = [], set()
@@ -151,7 +151,7 @@ def train(config, run, model, prompt):
     if config.steps and log and first():
         each = log[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
         print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
-    _, turn = prompt.confidence("", "")  # the same for every question
+    _, turn = prompt.confidence("", "", "", 0)  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
     return sum(record.get("tokens", 0) for record in log)
@@ -218,7 +218,7 @@ def main(argv):
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, asked)
             if "zero-shot" in baselines.chosen(config.baselines):
-                baselines.without_examples(prompt).confidence("", "")  # can its chat template be used?
+                baselines.without_examples(prompt).confidence("", "", "", 0)  # can its template be used?
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
             if "calibrate" in todo and first():
                 lm.load_embedder(config.embedder, model)

@@ -198,7 +198,7 @@ class Prompt:
         first = "Reasoning:" if self.reasoned else "Answer:" if self.style == "fewshot" else ""
         return self._encode(self._asked(question, False) + first)
 
-    def confidence(self, question, answer, thought=""):
+    def confidence(self, question, answer, thought="", probability=None):
         """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
 
         The base model reads the context, and the adapter is on from the turn on. Then comes the number or reflection.
@@ -206,8 +206,13 @@ class Prompt:
         closing, opening = self._between(self._how_sure())
         context = self._encode(self._asked(question, True))
         reply = self._answered(self._line(answer), self._line(thought) if self.shown == "thought" else "")
-        context += self.lm.proceed(reply + closing)
+        told = self.told(probability)
+        context += self.lm.proceed(reply + closing + (told if self.style == "chat" else f"\n{told}"[:-1]))
         return context, self.lm.proceed(opening + ("Reflection:" if self.reflection else self.statement.label))
+
+    def told(self, probability):
+        """What it is told of its answer before it is asked: nothing. See beyond/tell.py."""
+        return ""
 
     def after(self, last, label):
         """What is forced after a thought that ends with `last`: a label on a new line. It is no action of the model."""
@@ -219,12 +224,12 @@ class Prompt:
     def _asked(self, question, second):
         """All before the model's reply to a question, with the examples of one of the turns."""
         turns, text, ask = [], "", ASK_REASONED if self.reasoned and not second else ASK
-        for asked, thought, answer, reflection, confidence in self.examples:
-            said = f"Reflection: {reflection}\n" * bool(self.reflection)
+        for asked, thought, answer, reflection, confidence, *probability in self.examples:
+            told, said = self.told(*probability or [None]), f"Reflection: {reflection}\n" * bool(self.reflection)
             said += f"{self.statement.label} {self.statement.write(confidence)}"
             answer = self._answered(answer, thought if self.reasoned and not second else "")
-            turns += [(f"{ask}\n\n{asked}", answer)] + [(self._how_sure(), said)] * second
-            text += f"Question: {asked}\n{answer}\n" + f"{said}\n" * second + "\n"
+            turns += [(f"{ask}\n\n{asked}", answer)] + [(told + self._how_sure(), said)] * second
+            text += f"Question: {asked}\n{answer}\n" + f"{told}{said}\n" * second + "\n"
         if self.style == "chat":
             return render(self.lm, [*turns, (f"{ask}\n\n{MARK}", None)]).replace(MARK, self.lm.plain(question))
         return f"{text}Question: {self._line(question)}\n"

@@ -119,7 +119,7 @@ class Asked:
 
 
 def ask(lm, prompt, pairs, config):
-    """Q questions with their answers, and with the thoughts before these -> Asked"""
+    """Q questions with their answers, and what else prompt.confidence takes of these -> Asked"""
     contexts, turns = zip(*(prompt.confidence(*pair) for pair in pairs), strict=True)
     prompts, whose = [context + turn for context, turn in zip(contexts, turns, strict=True)], list(range(len(pairs)))
     if config.adapter == "everywhere":
@@ -197,6 +197,7 @@ class Item:
     target: float  # calibrated probability that the answer is correct
     correct: int  # is it?
     thought: str = ""  # before the answer
+    probability: float | None = None  # geometric mean of the answer's tokens', if the model is told (beyond/tell.py)
 
 
 class Optimizer:
@@ -262,7 +263,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         torch.manual_seed(seed_of(config.seed, "dropout", step))
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
-            asked = ask(lm, prompt, [(x.question, x.answer, x.thought) for _, x in mine], config)
+            asked = ask(lm, prompt, [(x.question, x.answer, x.thought, x.probability) for _, x in mine], config)
         seeds, temperature = [seed_of(config.seed, "rollout", step, i) for i, _ in mine], config.rollout_temperature
         other = instead and instead(step)
         if other:

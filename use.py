@@ -8,6 +8,7 @@ From infra: setup (the model and the settings of a run), folder.Run, files.read_
 """
 
 import functools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class CalibratedLM:
             seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
             with lora.adapter(model, False):
                 replies = [r for (r,) in answers(model, prompt, asked, [config.answer_temperature], seeds, config)]
-            pairs = [(q, r.text, r.thought) for q, r in zip(asked, replies, strict=True)]
+            pairs = [(q, r.text, r.thought, r.probability) for q, r in zip(asked, replies, strict=True)]
             said = state(model, prompt, pairs, [way], config)[way]
             for i, reply, confidence, reflection in zip(batch, replies, said[0], said[3], strict=True):
                 found[i] = Answer(reply.text, confidence, reflection)
@@ -73,6 +74,11 @@ class Reply(NamedTuple):
     tokens: int  # of the answer
     thought_tokens: int
     logprob: float  # of the answer at temperature 1, in nats
+
+    @property
+    def probability(self):
+        """The geometric mean of the probabilities of the answer's tokens."""
+        return math.exp(self.logprob / self.tokens)
 
 
 def answers(model, prompt, questions, temperatures, seeds, config):
@@ -185,7 +191,7 @@ def merge(args):
                          "adapter is trained again")  # fmt: skip
     trained = CalibratedLM(run.folder, **args.given)
     lora.merge(trained.model)
-    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)"), []))
+    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)", "", 0.5), []))
     models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))
     print(f"the merged model is in {out}")
 

@@ -18,7 +18,7 @@ CLIP = 0.02  # chosen on labelled questions: the best of 0.2 to 1e-6 for self-co
 def state(config, model, prompt, pairs, ways):
     """use.state of (sample, target) pairs, in batches. -> {way: (confidences, tokens and seconds a question, texts)}"""
     found = {way: [[None] * len(pairs), 0, 0.0, [""] * len(pairs)] for way in ways}
-    asked, mine = [(s["question"], s["answer"], s["thought"]) for s, _ in pairs], []
+    asked, mine = [(s["question"], s["answer"], s["thought"], t["probability"]) for s, t in pairs], []
     batches = use.batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch)
     for batch in tqdm(parallel.share(batches), desc=f"confidence: {', '.join(ways)}", unit="batch"):
         mine.append(use.state(model, prompt, [asked[i] for i in batch], ways, config))

@@ -82,6 +82,12 @@ SMOLLM2_EXACT = {
     "the number alone": SMOLLM2_THOUGHTS["the number alone"],
     "exact gradient after a reflection": f"{WARM} --gradient exact --every 5",
 }
+TOLD = {
+    "told, reflecting": "--tell probability",
+    "told, the number alone": "--tell probability --reflection 0",
+    PAPER: "",
+    "the number alone": "--reflection 0",
+}
 GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continents calling_codes domains".split())
 SMOLLM2 = (
     f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl "
@@ -103,6 +109,10 @@ TABLES = {
         THOUGHTS, SEEDS, (PAPER, "the number alone"), programs={
             "constant words": "experiments.thoughts constant", "frozen reflection": "experiments.thoughts frozen",
         },
+    ),
+    "toy-told": Table(
+        "What it is worth to be told the answer's probability, on five toy worlds",
+        "All arms have the same questions, samples and steps.", TOLD, SEEDS, (PAPER, "the number alone"),
     ),
     "smollm2-reflection": Table(
         "Reflection with SmolLM2-135M and real questions",

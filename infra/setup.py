@@ -11,6 +11,7 @@ import lm
 import lora
 import rl
 import toy
+from beyond import tell
 from infra import models, parallel, sharing
 from infra.files import first, names
 from infra.folder import Run, model_key
@@ -46,7 +47,7 @@ def load_questions(config):
 
 def check_lengths(config, model, prompt, questions):
     """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
-    (context, turn), first = prompt.confidence("", ""), prompt.answer("")
+    (context, turn), first = prompt.confidence("", "", "", 1), prompt.answer("")
     end = min(lm.stop_ids(model, ""), default=0)  # some models have none
     forced = [len(prompt.after(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
     answer = config.answer_tokens + (config.thought_tokens + forced[0]) * prompt.reasoned
@@ -87,8 +88,9 @@ def load_model(config, run):
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
     style = "chat" if template and config.prompt != "fewshot" else "fewshot"
     model = with_engine(model, config.engine)
-    return model, data.Prompt(model, style, () if config.model == "toy" else data.EXAMPLES, config.answer == "reasoned",
-                              config.reflection, data.STATEMENTS[config.statement], config.shown)  # fmt: skip
+    own = tell if config.tell == "probability" else data
+    return model, own.Prompt(model, style, () if config.model == "toy" else own.EXAMPLES, config.answer == "reasoned",
+                             config.reflection, data.STATEMENTS[config.statement], config.shown)  # fmt: skip
 
 
 def with_engine(model, engine):
