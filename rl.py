@@ -130,9 +130,7 @@ def ask(lm, prompt, pairs, config):
 
 def think(lm, now, temperatures, tokens, seeds, force):
     """Let each completion think to the end of its line. force: the last token of a thought -> what is forced after it.
-
-    -> Read of all that, a row for each completion; the thoughts; what was forced (token ids)
-    """
+    -> Read of all that, a row for each completion; the thoughts; what was forced (token ids)"""
     drawn = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
     whose, thoughts = [q for q, group in enumerate(drawn) for _ in group], sum(drawn, [])
     forced = [*map(functools.cache(force), (t[-1] for t in thoughts))]
@@ -197,7 +195,7 @@ class Item:
     target: float  # calibrated probability that the answer is correct
     correct: int  # is it?
     thought: str = ""  # before the answer
-    probability: float | None = None  # geometric mean of the answer's tokens', if the model is told (beyond/tell.py)
+    probability: float | None = None  # geometric mean of its tokens': see beyond/tell.py
 
 
 class Optimizer:

@@ -58,8 +58,7 @@ class Config:
     questions: int = flag(16, "questions per step", "train", POSITIVE)
     rollouts: int = flag(16, "rollouts per question", "train", POSITIVE)
     rollout_temperature: float = flag(1.0, "temperature of the rollouts", "train", POSITIVE)
-    reflection: int = flag(32, "longest reflection before the number, in tokens; 0: the number alone", "train",
-                           NOT_NEGATIVE)  # fmt: skip
+    reflection: int = flag(32, "longest reflection before the number, in tokens; 0: none", "train", NOT_NEGATIVE)
     statement: str = flag("confidence", "confidence: that the answer is right, in percent; uncertainty: that it "
                           "is wrong, from 0 to 1", "train", choices=("confidence", "uncertainty"))  # fmt: skip
     shown: str = flag("answer", "what the second turn shows of a reasoned answer", "train",

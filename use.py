@@ -8,9 +8,9 @@ From infra: setup (the model and the settings of a run), folder.Run, files.read_
 """
 
 import functools
-import math
 import time
 from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +38,7 @@ class Answer:
 class CalibratedLM:
     """What a finished run has made of a language model.
 
-    settings: those that change no training, as readout="expected" or device="cpu". Raises ValueError for a folder
-    without a trained adapter, and for other settings.
+    settings: those that change no training, as device="cpu". Raises ValueError for others, and without an adapter.
     """
 
     def __init__(self, folder="runs/toy", **settings):
@@ -61,7 +60,7 @@ class CalibratedLM:
             seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
             with lora.adapter(model, False):
                 replies = [r for (r,) in answers(model, prompt, asked, [config.answer_temperature], seeds, config)]
-            pairs = [(q, r.text, r.thought, r.probability) for q, r in zip(asked, replies, strict=True)]
+            pairs = [(q, r.text, r.thought, exp(r.logprob / r.tokens)) for q, r in zip(asked, replies, strict=True)]
             said = state(model, prompt, pairs, [way], config)[way]
             for i, reply, confidence, reflection in zip(batch, replies, said[0], said[3], strict=True):
                 found[i] = Answer(reply.text, confidence, reflection)
@@ -74,11 +73,6 @@ class Reply(NamedTuple):
     tokens: int  # of the answer
     thought_tokens: int
     logprob: float  # of the answer at temperature 1, in nats
-
-    @property
-    def probability(self):
-        """The geometric mean of the probabilities of the answer's tokens."""
-        return math.exp(self.logprob / self.tokens)
 
 
 def answers(model, prompt, questions, temperatures, seeds, config):

@@ -218,8 +218,8 @@ The context is shorter than `max_position_embeddings` where numbers would depend
 (Phi-3 and Phi-4-mini with 128k) ends at `original_max_position_embeddings`, Llama 4 at half of `floor_scale`, both
 4,096 tokens. Windows of more than 512 tokens are shortened while a model is checked. Experts that are fused into one
 tensor have no adapter, and neither have routers that are no plain linear map. In Zamba 2 and Nemotron-H the
-log-probabilities that sampling records differ by thousandths from those that are trained on; as their code reads, a step
-of one token leaves out a lower bound (`time_step_min`) that the scan of several has.
+log-probabilities that sampling records differ by thousandths from those that are trained on; as their code reads, a
+step of one token leaves out a lower bound (`time_step_min`) that the scan of several has.
 """
 
 
