@@ -3,13 +3,11 @@
     y = W x + (alpha / r) B A x        W frozen (d_out, d_in), A (r, d_in), B (d_out, r)
 
 B starts at zero, so nothing changes at first. With the adapter off the model is exactly the base model: training the
-confidence cannot change the answers. By default the base model reads the question and the answer, and the adapter is on
-from the confidence turn on (an "activated LoRA"): one cached pass without gradients serves all rollouts, the update and
-the reference. With `--adapter everywhere` the adapter reads question and answer too. Files are in peft's format;
-`alora_invocation_tokens` are the tokens that switch the adapter on.
+confidence cannot change the answers. By default the base model reads question and answer, and the adapter is on from
+the confidence turn on (an "activated LoRA"): one cached pass without gradients serves rollouts, update and reference.
+With `--adapter everywhere` it reads them too. Files are as peft's; `alora_invocation_tokens` switch the adapter on.
 
-Sources: Hu et al. 2021, arXiv 2106.09685; activated LoRA: Greenewald et al. 2025, arXiv 2504.12397. Left out: biases,
-and adapters on the embedding and on the output head, which is often tied to it.
+Sources: LoRA, arXiv 2106.09685; activated, arXiv 2504.12397. Left out: biases, and the embedding with its tied head.
 
 From infra: files.write_whole, models (layers).
 """
@@ -81,18 +79,22 @@ def adapter(lm, on):
 @torch.no_grad()
 def merge(lm):
     """Add the update to the frozen weights, in place: W + (alpha / r) B A. What is left is an ordinary model."""
-    for name, module in _loras(lm).items():
-        parent, _, child = name.rpartition(".")
+    for module in _loras(lm).values():
         update = module.scale * module.B @ module.A  # (d_out, d_in)
         module.base.weight += (update.T if isinstance(module.base, Conv1D) else update).to(module.base.weight.dtype)
+    remove(lm)
+
+
+def remove(lm):
+    """Take the LoRA off again."""
+    for name, module in _loras(lm).items():
+        parent, _, child = name.rpartition(".")
         setattr(lm.model.get_submodule(parent), child, module.base)
 
 
 def save_adapter(lm, folder, invocation=None):
-    """Write the adapter in peft's format: adapter_config.json and adapter_model.safetensors.
-
-    invocation: the token ids from whose last occurrence on the adapter is on; None: on everywhere.
-    """
+    """Write adapter_config.json and adapter_model.safetensors as peft does. invocation: the token ids from whose last
+    occurrence on the adapter is on; None: on everywhere."""
     loras, folder = _loras(lm), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(loras.values()))
@@ -103,10 +105,8 @@ def save_adapter(lm, folder, invocation=None):
         "target_modules": sorted(loras.keys() - others), "target_parameters": [f"{n}.weight" for n in others] or None,
         "fan_in_fan_out": isinstance(first.base, Conv1D), "alora_invocation_tokens": invocation,
     }  # fmt: skip
-    tensors = {}
-    for name, module in loras.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = module.A.detach().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = module.B.detach().cpu().contiguous()
+    tensors = {f"base_model.model.{name}.lora_{part}.weight": getattr(module, part).detach().cpu().contiguous()
+               for name, module in loras.items() for part in "AB"}  # fmt: skip
     write_whole(folder / "adapter_config.json", [json.dumps(config, indent=2).encode()])
     write_whole(folder / "adapter_model.safetensors", [save(tensors)])
 

@@ -128,10 +128,10 @@ def ask(lm, prompt, pairs, config):
         return Asked(prompts, read(lm, list(contexts)), whose)
 
 
-def think(lm, now, temperatures, tokens, seeds, force):
+def think(lm, now, temperatures, tokens, seeds, force, blank=frozenset()):
     """Let each completion think to the end of its line. force: the last token of a thought -> what is forced after it.
     -> Read of all that, a row for each completion; the thoughts; what was forced (token ids)"""
-    drawn = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds)
+    drawn = lm.engine(tokens).sample(lm, now, temperatures, tokens, stop_ids(lm, "\n"), seeds, blank=blank)
     whose, thoughts = [q for q, group in enumerate(drawn) for _ in group], sum(drawn, [])
     forced = [*map(functools.cache(force), (t[-1] for t in thoughts))]
     prompts = [now.prompts[q] + t + f for q, t, f in zip(whose, thoughts, forced, strict=True)]

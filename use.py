@@ -78,15 +78,15 @@ class Reply(NamedTuple):
 def answers(model, prompt, questions, temperatures, seeds, config):
     """Answer Q questions, once at each of n temperatures, with the adapter as it is. -> Q lists of n Replies"""
     now, n, stop = [prompt.answer(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
-    longest = max(map(len, now)) + config.thought_tokens + config.answer_tokens
-    fit = max(1, model.rows(longest) // n)
+    fit = max(1, model.rows(max(map(len, now)) + config.thought_tokens + config.answer_tokens) // n)
     if prompt.reasoned and fit < len(now):  # each thought is a prompt of its own
         cuts = [slice(i, i + fit) for i in range(0, len(now), fit)]
         return sum((answers(model, prompt, questions[s], temperatures, seeds[s], config) for s in cuts), [])
     thoughts, parts = [[]] * (len(now) * n), [(range(len(now) * n), now, temperatures, seeds)]
     if prompt.reasoned:
         force = functools.partial(prompt.after, label="Answer:")
-        now, thoughts, _ = rl.think(model, lm.read(model, now), temperatures, config.thought_tokens, seeds, force)
+        read, longest = lm.read(model, now), config.thought_tokens
+        now, thoughts, _ = rl.think(model, read, temperatures, longest, seeds, force, model.blank)
         after = [lm.seed_of(seeds[i // n], "answer", i % n) for i in range(len(thoughts))]
         same = {t: [i for i in range(len(thoughts)) if temperatures[i % n] == t] for t in temperatures}
         parts = [(rows, now.some(rows), [t], [after[i] for i in rows]) for t, rows in same.items()]

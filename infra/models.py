@@ -18,6 +18,8 @@ def refused(what):
     try:
         yield
     except Exception as error:
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
+            raise  # that is no one's fault but the machine's
         why = str(error).strip().split("\n")[0][:200]
         raise ValueError(f"{what}: {why}") from None
 
@@ -83,13 +85,15 @@ def check(lm, engine):
     """
     config, name = lm.model.config.get_text_config(), type(lm.model).__name__
     windows = {key: value for key, value in vars(config).items()
-               if re.search("window|chunk|local", key) and type(value) is int and "layers" not in key}  # fmt: skip
-    length = max([12] + [w + 4 for w in windows.values() if w <= 512])
+               if re.search("window|attention_chunk", key) and type(value) is int and "layers" not in key}  # fmt: skip
+    # masks read the window from the config at each call, so that a long one is tested as a short one; but without a
+    # list of the types of layers, it may be kept elsewhere
+    longest = 16 if hasattr(config, "layer_types") else 512
+    length = max([12] + [w + 4 for w in windows.values() if w <= longest])
     length = min(length, max(16, context(config) or 2048) - 8)
     ids = torch.randint(config.vocab_size, (length + 3,), generator=torch.Generator().manual_seed(0)).tolist()
     prompts, expected = [ids[:length], ids[: length // 3] + ids[: length // 4]], []
-    # masks read the window from the config at each call: a long one is tested as a short one
-    vars(config).update({key: 8 for key, w in windows.items() if w > 512})
+    vars(config).update({key: 8 for key, w in windows.items() if w > longest})
     try:
         with refused(f"{lm.name}: {name} does not take cached prompts"):
             drawn, sums = engine.sample(lm, prompts, [1.0], 8, frozenset(), [0, 1], logprobs=True)
@@ -101,12 +105,16 @@ def check(lm, engine):
             expected = torch.stack(expected)
             found, _ = engine.completion_logprobs(lm, prompts, said)
             stepped = torch.tensor(sums, device=lm.device)[:, 0] - expected[2::3].sum(1)
-            error = torch.maximum((found - expected).abs().max(), stepped.abs().max())
+            errors = [torch.cat([e[x != 0], s[None] / 8]) for e, x, s in zip(  # of each prompt's tokens, in nats
+                (found - expected).abs().view(2, -1), expected.view(2, -1), stepped.abs(), strict=True)]  # fmt: skip
     finally:
         vars(config).update(windows)
     if expected.isnan().any():
         raise ValueError(f"{lm.name} gives no finite probabilities: are its weights NaN?")
-    if not error < (1e-3 if lm.model.dtype == torch.float32 else 0.3):  # half precision rounds logits of 30 by 0.1
+    # half precision rounds logits of 30 by 0.1, and sends some tokens to other experts
+    exact = lm.model.dtype == torch.float32
+    error = max(float(e.max() if exact else e.median()) for e in errors)
+    if not error < (1e-3 if exact else 0.3):
         raise ValueError(f"{lm.name}: {name} gives other probabilities with cached prompts than without (by "
                          f"{error:.2g} nats)")  # fmt: skip
 

@@ -115,7 +115,7 @@ def with_engine(model, engine):
                 raise ValueError(f"{error}: use --engine plain") from None
             return model
     finally:
-        lora.merge(model)
+        lora.remove(model)
     return replace(model, sharing=sharing, longest_shared=10**9 if engine == "shared" else lm.SHORT)
 
 

@@ -10,7 +10,8 @@ MARK = "\ue001"  # of private use: no template has it. A question is put in its 
 TODAY = [(f"%{c}", datetime(2024, 7, 26).strftime(f"%{c}")) for c in "aAbBcdHIjmMpSUwWxXyYzZ"]
 CLOCK = ("{% macro strftime_now(how) %}{% set day = namespace(text=how.replace('%-', '%')) %}{% for code, x in clock %}"
          "{% set day.text = day.text.replace(code, x) %}{% endfor %}{{ day.text }}{% endmacro %}\n")  # fmt: skip
-TAG = re.compile(r"[<\[][^<>\[\]\s]*(?:think|thought|reason)[^<>\[\]\s]*[>\]]", re.IGNORECASE)  # as in "<think>"
+# what opens a thought, or closes one, as "<think>", "[/THINK]", "◁think▷", "<|channel|>analysis"
+TAG = re.compile(r"[<\[◁][^<>\[\]◁▷\s]*(?:think|thought|reason|channel)[^<>\[\]◁▷\s]*[>\]▷](?!final)", re.IGNORECASE)
 
 
 class Text:
@@ -39,8 +40,9 @@ class Text:
 
     def decode(self, ids):
         """Without special tokens; but one that opens a thought stays, for an answer that begins so is none."""
-        first, text = self.tokenizer.decode(ids[:1]), self.tokenizer.decode(ids, skip_special_tokens=True)
-        return first + text if TAG.match(first) and not text.startswith(first) else text
+        first = next(filter(str.strip, (self.tokenizer.decode([i]) for i in ids)), "")
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return first + text if TAG.match(first) and not text.lstrip().startswith(first) else text
 
     @functools.cached_property
     def blank(self):
@@ -92,6 +94,6 @@ def render(lm, turns):
     if not found or text.count(MARK) != "".join(contents).count(MARK):
         raise ValueError(f"{refused} drops, changes or repeats what is said")
     for tag in TAG.findall(rest)[-1:]:
-        if not re.search("/|end", tag, re.IGNORECASE):
+        if not re.search("/|end|^<channel", tag, re.IGNORECASE):
             raise ValueError(f"{refused} opens a thought ({tag}) unasked")
     return text

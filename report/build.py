@@ -45,7 +45,7 @@ def write(run, config, rows, samples, fit, log, cost, language_model_error=None)
     """Build the report and write it: JSON, markdown, a page, pictures, the model card of the adapter. -> the report"""
     report = build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
     report["language_model_error"] = language_model_error  # of the toy model
-    report["warnings"] += no_answers(samples)
+    report["warnings"] += no_answers(samples, rows)
     run.write("report.json", report)
     run.write("report.md", tables.markdown(report))
     run.write("adapter/README.md", card.adapter(report))
@@ -130,14 +130,17 @@ def _doubts(s):
             yield f"{title}: one confidence for every answer, which cannot tell right from wrong."
 
 
-def no_answers(samples):
-    """-> sentences about answers and samples that are none, where these are more than one in ten"""
+def no_answers(samples, rows=()):
+    """-> sentences about answers, samples, thoughts and reflections that are none, where more than one in ten is"""
     every = {"answers": [s["answer"] for s in samples], "samples": [text for s in samples for text in s["samples"]]}
+    every["thoughts"] = [s["thought"] for s in samples] if any(s["thought"] for s in samples) else []
+    every["trained reflections"] = [r["reflection, trained"] for r in rows if "reflection, trained" in r]
     for name, texts in every.items():
+        hint = ": try another --prompt." if name in ("answers", "samples") else "."
         for what, is_so in (("are empty", lambda text: not text), ("begin with a thought unasked", TAG.match)):
-            share = np.mean([bool(is_so(text)) for text in texts])
+            share = np.mean([bool(is_so(text)) for text in texts or ["."]])
             if share > 0.1:
-                yield f"{share:.0%} of the {name} {what}: try another --prompt."
+                yield f"{share:.0%} of the {name} {what}{hint}"
 
 
 def rl_steps(log):

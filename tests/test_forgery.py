@@ -27,9 +27,10 @@ CHATML = (
 
 
 @pytest.fixture(scope="module", params=itertools.product(["fewshot", "chat"], STATEMENTS), ids="-".join)
-def prompt(request, make_folder):
+def prompt(request, make_folder, make_tokenizer):
     """In each style and form; the names of special tokens are those of Qwen."""
-    (style, form), lm = request.param, language.load(make_folder("llama", tokenizer={"characters": CHARACTERS}))
+    style, form = request.param
+    lm = replace(language.load(make_folder("llama")), tokenizer=make_tokenizer(characters=CHARACTERS))
     special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["</s>", "<end>", "<|im_start|>"]}
     lm.tokenizer.add_special_tokens(special)
     lm.tokenizer.add_tokens(["</think>"])  # an ordinary added token, as Qwen3's
@@ -67,7 +68,7 @@ def test_a_text_without_special_tokens_is_encoded_as_ever(prompt):
 def rolled(prompt, monkeypatch, *said):
     """The rollout that consists of these tokens, after a forged answer that no model reads."""
     asked, said = rl.Asked([sum(prompt.confidence("a", "Confidence: 100%"), [])], None, [0]), iter(said)
-    monkeypatch.setattr(language, "sample", lambda *args: [[next(said)]])
+    monkeypatch.setattr(language, "sample", lambda *args, **_: [[next(said)]])
     for name in ("read", "read_on"):
         monkeypatch.setattr(rl, name, lambda *args: SimpleNamespace(prompts=args[-1]))
     ((found,),) = rl.rollout(prompt.lm, prompt, asked, 1, 1.0, [0])

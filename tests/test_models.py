@@ -25,6 +25,45 @@ def test_a_window_that_an_engine_ignores_is_noticed(load, monkeypatch, window):
     assert not setup.with_engine(lm, "auto").sharing and lm.model.config.sliding_window == window
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_noise_and_no_other_model(dtype):
+    """Deep models with logits of 30 and mixtures, as they are on a GPU; one that ignores padding is still noticed."""
+    own = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=12, num_attention_heads=4,
+               num_key_value_heads=2, head_dim=16, num_experts=8, moe_intermediate_size=32)  # fmt: skip
+    for seed in range(4):
+        for kind in (transformers.Qwen3ForCausalLM, transformers.Qwen3MoeForCausalLM):
+            torch.manual_seed(seed)
+            model = kind(kind.config_class(**own)).eval()
+            model.lm_head.weight.data *= 60
+            lm = language.LM(model.to(dtype), None, "m")
+            assert lm.model(input_ids=torch.arange(9)[None]).logits.abs().max() > 15
+            for engine in (language, sharing):
+                models.check(lm, engine)
+    real = language.real
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="other probabilities"):
+        patch.setattr(language, "real", lambda *args: torch.ones_like(real(*args)))
+        models.check(lm, language)
+
+
+def test_too_little_memory_is_not_the_model_s_fault(load, monkeypatch):
+    lm = load("llama")
+
+    def full(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(language, "completion_logprobs", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        setup.with_engine(lm, "auto")
+
+
+def test_the_check_leaves_the_weights_where_they_are(load):
+    """They are mapped from a file, which one addition would make private copies of."""
+    lm = load("llama")
+    before = {name: (p.data_ptr(), p._version) for name, p in lm.model.named_parameters()}
+    setup.with_engine(lm, "auto")
+    assert {name: (p.data_ptr(), p._version) for name, p in lm.model.named_parameters()} == before
+
+
 @pytest.mark.parametrize("kind, own, limit", [
     ("Llama", dict(max_position_embeddings=256), 256),
     ("Mpt", dict(max_seq_len=64), 64),

@@ -16,6 +16,7 @@ import lm as language
 import use
 from beyond import graders
 from infra import models, parallel, sharing
+from infra.text import TAG
 
 SAID = "{{ m['content'] }}"
 
@@ -35,6 +36,7 @@ UNUSABLE = {  # template -> what is said of it
     template("{% if m['role'] == 'user' %}" + SAID + "{% endif %}"): "drops, changes",  # no answers
     template(after="<think>\n"): "opens a thought (<think>) unasked", template(after="[THINK]"): "([THINK]) unasked",
     template(after="<think></think><|begin_of_thought|>"): "(<|begin_of_thought|>) unasked",
+    template(after="◁think▷"): "(◁think▷) unasked", template(after="<|channel>thought"): "(<|channel>) unasked",
 }  # fmt: skip
 
 
@@ -118,12 +120,16 @@ def test_answers_that_are_none(text, said, call, tmp_path, monkeypatch, capsys):
         assert f"- {warning}\n" in (tmp_path / "run" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("tag, special", [("<think>", True), ("<think>", False), ("[THINK]", True)])
+@pytest.mark.parametrize("tag, special", [
+    ("<think>", True), ("<think>", False), ("[THINK]", True), ("<|channel|>", True), ("◁think▷", True),
+])  # fmt: skip
 def test_a_tag_of_a_thought_is_kept_in_an_answer(tag, special, make_tokenizer):
     tokenizer = make_tokenizer(added=[AddedToken(tag, special=special)])
     lm = language.LM(None, tokenizer, "")
     assert lm.decode(tokenizer.convert_tokens_to_ids([tag, "s", "o", "</s>"])) == f"{tag}so"
     assert lm.decode(tokenizer.convert_tokens_to_ids(["<s>", "s", "o", "</s>"])) == "so"
+    assert lm.decode(tokenizer.convert_tokens_to_ids([" ", tag, "s"])).lstrip().startswith(tag)  # after a blank
+    assert TAG.match(tag) and not TAG.match("<|channel|>final") and not TAG.match("<s>")
 
 
 @pytest.mark.parametrize("engine", [language, sharing], ids=["plain", "shared"])
@@ -166,6 +172,10 @@ def test_an_answer_may_begin_after_blanks_and_line_ends(then, engine, style, tin
     prompt = data.Prompt(shared(lm) if engine == "shared" else lm, style, data.EXAMPLES[:1])
     replies = use.answers(prompt.lm, prompt, ["what is it", "why"], [0.0, 1.0], [1, 2], Config(answer_tokens=8))
     assert all(reply.text and reply.tokens > len(comes) for reply in sum(replies, []))
+    if style == "fewshot":  # so may a thought
+        prompt = replace(prompt, reasoned=True)
+        replies = use.answers(prompt.lm, prompt, ["what is it", "why"], [0.0, 1.0], [1, 2], Config(thought_tokens=8))
+        assert all(reply.thought for reply in sum(replies, []))
     lm.model.generation_config.eos_token_id = number(" ")
     assert replace(lm).blank == set(map(number, ("\n", "\n\n")))
 
