@@ -223,7 +223,7 @@ def main(argv):
             if "calibrate" in todo and first():
                 lm.load_embedder(config.embedder, model)
                 if config.judge:
-                    graders.load(config, model)
+                    graders.load(config, model, asked)
             run.start(todo[0], config)
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:

@@ -73,17 +73,28 @@ def judged(config, run, asked, like):
     return said
 
 
-def load(config, like):
-    """The judge, on the device of another model and in its precision. Raises ValueError if it cannot be used."""
+def load(config, like, asked=()):
+    """The judge, on the device of another model and in its precision. Raises ValueError if it cannot be used.
+
+    Nor can it for a question that does not fit into its context with an answer: the sampled one, or before that one of
+    as many of the judge's own tokens as the model may sample.
+    """
     judge = lm.load(config.judge, like.device, like.model.dtype)
     models.check(judge, lm)
+    for q in asked:
+        more = config.answer_tokens * (not hasattr(q, "answer")) + max(map(len, words(judge)))
+        with models.refused(f"the judge {config.judge}, question {q.id}"):
+            lm.check_context(judge, [instruction(judge, {"answer": "", **vars(q)})], more)
     return judge
+
+
+def words(judge):
+    return [judge.proceed(" yes"), judge.proceed(" no")]
 
 
 def verdicts(judge, rows):
     """Rows with a question, its answers and an answer -> 1 (yes) or 0 each."""
-    words = [judge.proceed(" yes"), judge.proceed(" no")]
-    logp, _ = lm.completion_logprobs(judge, [instruction(judge, row) for row in rows], [words] * len(rows))
+    logp, _ = lm.completion_logprobs(judge, [instruction(judge, row) for row in rows], [words(judge)] * len(rows))
     yes, no = logp.sum(-1).view(-1, 2).unbind(1)
     return (yes > no).long().tolist()
 

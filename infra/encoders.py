@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import normalizers
 from transformers.utils import cached_file
 
 from infra.models import refused
@@ -36,8 +37,11 @@ def checked(encoder, embed):
         positions = getattr(config, "max_position_embeddings", None)
         if positions and config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             positions -= 2  # which they never use
-        said = _file(name, "sentence_bert_config.json", {}).get("max_seq_length")
-        limit = min(filter(None, (encoder.tokenizer.model_max_length, positions, said)))
+        said = _file(name, "sentence_bert_config.json", {})
+        if said.get("do_lower_case"):  # before the tokenizer's own changes
+            core = encoder.tokenizer.backend_tokenizer
+            core.normalizer = normalizers.Sequence([normalizers.Lowercase(), *filter(None, [core.normalizer])])
+        limit = min(filter(None, (encoder.tokenizer.model_max_length, positions, said.get("max_seq_length"))))
         encoder.tokenizer.model_max_length = limit  # where it truncates
         encoder = replace(encoder, pooling=on.pop())
         apart, together = (embed(encoder, texts) for texts in (["a"], ["a", "a b " * min(limit, 512)]))

@@ -24,7 +24,7 @@ FILES = {  # the stages in their order, and what each of them writes
              "risk_coverage.png", "entropy.png", "training.png"),
 }  # fmt: skip
 STAGES = tuple(FILES)
-FORMAT = 5  # of the files; a folder of another format is refused
+FORMAT = 6  # of the files; a folder of another format is refused
 LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
 
 

@@ -19,7 +19,7 @@ class Text:
 
     def encode(self, text, special=False):
         first, *rest = text.split(BREAK)
-        ids = self.tokenizer(first, add_special_tokens=special).input_ids
+        ids = self.tokenizer(first, add_special_tokens=special, verbose=False).input_ids  # lengths are checked here
         return ids + [i for part in rest for i in self.proceed(part)]
 
     def begin(self, text):

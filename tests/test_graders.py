@@ -1,6 +1,7 @@
 """beyond/graders.py: a judge against uncached forward passes, what is asked and kept, labels from a file."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_no_text_of_an_answer_has_a_line_of_its_own(judge, text):
     assert said.count("orrect: yes") == said.count("orrect: no") == 2
 
 
+@pytest.mark.parametrize("answer, room", [({}, 6 + 4), ({"answer": "abc"}, 3 + 4), ({"answer": ""}, 4)])
+def test_a_judge_has_room_for_an_answer_and_its_own_word(judge, answer, room):
+    """For one of --answer-tokens where none is sampled yet."""
+    of, config = language.load(judge), Config("m", grader="judge", judge=judge, answer_tokens=6)
+    row = {"id": "7", "question": "", "answers": ["b"]}
+    row["question"] = "a" * (2048 - room - len(graders.instruction(of, row | {"answer": ""})))
+    graders.load(config, of, [SimpleNamespace(**row, **answer)])
+    row["question"] += "a"
+    with pytest.raises(ValueError, match="the judge .*, question 7: .* exceed the model's context of 2048"):
+        graders.load(config, of, [SimpleNamespace(**row, **answer)])
+
+
 # ---- runs -------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +108,15 @@ def test_a_run_with_a_judge(judge, copy, call):
     assert 0 < agree < 1 and json.loads((copy / "report.json").read_text())["agree"] == pytest.approx(agree)
     said = f"grader and exact match agree: {agree:.1%} of the held-out answers"
     assert said in (copy / "report.md").read_text() and said.split(":")[0] in (copy / "report.html").read_text()
+
+
+def test_accepted_answers_that_the_judge_cannot_read_are_found_before_the_run(judge, questions, call, tmp_path, capsys):
+    """The model, which is not shown them, can be asked this question."""
+    found = rows(questions)
+    found[3]["answers"] = ["a" * 300] * 8
+    path = write(tmp_path / "long.jsonl", found)
+    assert call(tmp_path / "run", "--grader", "judge", "--judge", judge, dataset=path) == 2
+    assert "question q3: a prompt of" in one_sentence(capsys.readouterr()) and not (tmp_path / "run").exists()
 
 
 def test_a_run_with_labels(copy, call, tmp_path, capsys):

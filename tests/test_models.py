@@ -1,12 +1,14 @@
 """Models and encoders that would give wrong numbers in silence: refused before a run begins, or right."""
 
 import json
+import logging
 import shutil
 
 import pytest
 import torch
 import transformers
 from helpers import one_sentence, randomise
+from tokenizers.normalizers import Replace
 
 import lm as language
 from infra import models, setup, sharing
@@ -220,6 +222,31 @@ def test_a_text_longer_than_the_encoder_reads_is_cut(load, make_folder, tmp_path
         assert len(encoder.cut("ab" * 99)) == limit and encoder.cut("ab" * 99)[-1] == 2
         one, other = language.embed(encoder, ["ab" * 99, "ab" * 99 + " c"])
         assert abs(one - other).max() < 1e-6
+
+
+@pytest.mark.parametrize("own", [None, Replace("c", "b")])  # what the tokenizer changes itself, afterwards
+def test_an_encoder_lowers_the_case_where_its_folder_says_so(load, make_folder, tmp_path, own):
+    """Which tokenizers with cased vocabularies leave to it."""
+    folder = shutil.copytree(make_folder("bert", tokenizer={"wrap": True}), tmp_path / "encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = own
+    tokenizer.save_pretrained(folder)
+    for lower in (False, True):
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": lower}))
+        encoder = language.load_embedder(folder, load("gpt2"))
+        for text in ("Ab C", "Ab C" * 20):  # whole and cut
+            assert (encoder.cut(text) == encoder.cut(text.lower())) == lower
+    assert encoder.cut("C") == encoder.cut("b" if own else "c")
+
+
+@pytest.mark.parametrize("limit", [20, 64])
+def test_an_encoder_warns_of_nothing(load, make_folder, tmp_path, caplog, monkeypatch, limit):
+    """Of no text that is too long, as it is cut: calunc counts these itself."""
+    folder = shutil.copytree(make_folder("bert", tokenizer={"wrap": True}), tmp_path / "encoder")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit}))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    language.embed(language.load_embedder(folder, load("gpt2")), ["a", "ab" * 99])
+    assert caplog.text == ""
 
 
 def t5(folder):
