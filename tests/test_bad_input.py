@@ -235,7 +235,7 @@ def test_an_adapter_of_another_model(copy, call, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", "{}x", "config.json is damaged"), ("config.json", '{"rank": 1}', "made by another version"),
-    ("config.json", '{"format": 5, "no_such_setting": 1}', "config.json is damaged: no_such_setting is 1"),
+    ("config.json", '{"format": 6, "no_such_setting": 1}', "config.json is damaged: no_such_setting is 1"),
     ("config.json", "[]", "made by another version"), ("stages.json", "[", "stages.json is damaged"),
     ("stages.json", '{"train": {"key": "x"}}', "stages.json is damaged"),
     ("stages.json", '{"train": {"key": "x", "files": {}}}', "holds no adapter"),

@@ -106,7 +106,7 @@ def test_a_random_model_runs_to_the_end(finished):
         assert len(s["samples"]) == 3 and 1 <= s["answer_tokens"] <= 6 and 3 <= s["sample_tokens"] <= 18
         assert not any("\n" in text for text in [s["answer"], *s["samples"]])
     stages = read(finished / "stages.json")
-    assert list(stages) == list(STAGES) and read(finished / "config.json")["format"] == 5
+    assert list(stages) == list(STAGES) and read(finished / "config.json")["format"] == 6
     for name, stage in stages.items():
         assert stage["seconds"] > 0, name
         assert stage["files"] == {file: (finished / file).stat().st_size for file in FILES[name]}
