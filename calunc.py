@@ -220,7 +220,7 @@ def main(argv):
             if "zero-shot" in baselines.chosen(config.baselines):
                 baselines.without_examples(prompt).confidence("", "", "", 0)  # can its template be used?
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
-            if "calibrate" in todo and first():
+            if "calibrate" in todo and first():  # to be refused now; they are loaded again where they are used
                 lm.load_embedder(config.embedder, model)
                 if config.judge:
                     graders.load(config, model, asked)

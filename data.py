@@ -245,7 +245,7 @@ class Prompt:
         """What comes after a reply: its end in the chat template, and all before the next one."""
         if self.style == "fewshot":
             return "", "\n"
-        _, closing, opening = render(self.lm, [(ASK, MARK), (MARK, None)]).split(MARK)
+        _, closing, opening = render(self.lm, [("any question", MARK), (MARK, None)]).split(MARK)
         return closing, ask + opening
 
     def _encode(self, text):

@@ -25,9 +25,9 @@ from transformers.utils import logging
 
 from infra.cache import empty, equal_widths, fork, keep, stateful
 from infra.encoders import checked
-from infra.files import seed_of  # noqa: F401, used with this module
-from infra.models import capacity, check_context, find, load_pretrained  # noqa: F401, find too
-from infra.text import Text, stop_ids  # noqa: F401, the same
+from infra.files import seed_of  # noqa: F401, offered again as lm.seed_of
+from infra.models import capacity, check_context, find, load_pretrained  # noqa: F401, lm.find
+from infra.text import Text, ended, stop_ids  # noqa: F401, lm.stop_ids
 from lora import adapter
 
 logging.disable_progress_bar()  # of loading; the hub's, of a download, stays
@@ -189,7 +189,7 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
                 logp[rows] += logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
             for row, chosen in zip(rows.tolist(), token.tolist(), strict=True):
                 out[row].append(chosen)
-            going = [i for i, r in enumerate(rows.tolist()) if out[r][-1] not in stop or blank.issuperset(out[r])]
+            going = [i for i, r in enumerate(rows.tolist()) if not ended(out[r], stop, blank)]
             if not going or step + 1 == max_new_tokens:
                 break
             if len(going) < len(rows):
@@ -244,7 +244,7 @@ def embed(embedder, texts, batch_size=256):
     """
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     base, device = embedder.model.base_model, embedder.device
-    blank = "" if embedder.model.get_output_embeddings() is None else " "  # what a language model knows words by
+    blank = "" if embedder.model.get_output_embeddings() is None else " "  # before whole words
     found = {}
     for i in range(0, len(unique), batch_size):
         batch = unique[i : i + batch_size]

@@ -98,12 +98,12 @@ def save_adapter(lm, folder, invocation=None):
     loras, folder = _loras(lm), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(loras.values()))
-    rank, others = first.A.shape[0], taken_for_experts(lm.model, loras)
+    rank, misnamed = first.A.shape[0], taken_for_experts(lm.model, loras)  # which peft loads as parameters
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": lm.name,
         "r": rank, "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-        "target_modules": sorted(loras.keys() - others), "target_parameters": [f"{n}.weight" for n in others] or None,
-        "fan_in_fan_out": isinstance(first.base, Conv1D), "alora_invocation_tokens": invocation,
+        "target_modules": sorted(loras.keys() - misnamed), "fan_in_fan_out": isinstance(first.base, Conv1D),
+        "target_parameters": [f"{n}.weight" for n in misnamed] or None, "alora_invocation_tokens": invocation,
     }  # fmt: skip
     tensors = {f"base_model.model.{name}.lora_{part}.weight": getattr(module, part).detach().cpu().contiguous()
                for name, module in loras.items() for part in "AB"}  # fmt: skip

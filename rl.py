@@ -276,7 +276,7 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         # log-probabilities, loss, gradient, step
         tokens, sums = [[r.tokens for r in group] for group in batch], {"loss": 0.0, "kl": 0.0}
         score = scorer(lm, max(map(len, sum(tokens, []))), config)
-        few = 4 if asked.frozen is None else 0  # prompts that are read with gradients hold activations too
+        few = 0 if asked.frozen else 4  # questions: prompts that are read with gradients hold activations too
         for part in micro_batches(tokens, lm.chunk, config.micro_batch or few):
             rows, places = [q for q, _ in part], [(q, g) for q, some in part for g in some]  # B of these
             said = [[tokens[q][g] for g in some] for q, some in part]

@@ -13,6 +13,7 @@ The model must take position ids and a 4-D attention mask; `infra.models.check` 
 import torch
 
 from infra.cache import fork
+from infra.text import ended
 from lm import Read, check_context, pick, read, uniform
 
 
@@ -119,7 +120,7 @@ def sample(lm, prompts, temperatures, max_new_tokens, stop, seeds, logprobs=Fals
                     for c in group:
                         out[q][c].append(token[c])
                         logp[q][c] += nat[c]
-                        if token[c] not in stop or blank.issuperset(out[q][c]):
+                        if not ended(out[q][c], stop, blank):
                             tree.setdefault(tuple(out[q][c]), []).append(c)
             going = [r for r, tree in enumerate(trees) if tree]
             if not going or step + 1 == max_new_tokens:

@@ -75,6 +75,11 @@ def stop_ids(lm, characters="\n"):
     return frozenset(found | {i for i in eos if isinstance(i, int)})
 
 
+def ended(ids, stop, blank):
+    """Does the last token end a completion? Not while all that it has is blank."""
+    return ids[-1] in stop and not blank.issuperset(ids)
+
+
 def render(lm, turns):
     """Pairs of a user's and an assistant's text, the last of which may be None: it comes next. -> text
 

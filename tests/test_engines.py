@@ -73,7 +73,7 @@ def test_log_probabilities_and_gradients(case, contexts, frozen):
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     ours, plain = (torch.autograd.grad((x * weight).sum(), parameters) for x in (got, want))
     for a, b in zip(ours, plain, strict=True):
-        assert b.norm() > 1e-3 and (a - b).norm() <= 1e-4 * b.norm()
+        assert b.norm() > 1e-3 and (a - b).norm() <= 5e-4 * b.norm()
 
 
 def test_sampled_tokens(case):
