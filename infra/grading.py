@@ -8,12 +8,24 @@ numbers, grades, charges, notes and code (-5, 2/3, 10², A-, Na+, F#, C++). Word
 import re
 import unicodedata
 from decimal import Decimal
+from functools import reduce
 
-_PLAIN = str.maketrans('´ʹʼʻ׳״"`ºª∕×♯♭٫٬٪', "''''''''°°/x#b.,%", "\ufe0e\ufe0f™℠")  # before NFKD: ™ is not "TM"
-_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th"})
+_PLAIN = str.maketrans("´ʹʼʻ׳״`ºª∕×♯♭٫٬٪−–＾＊", "'''''''°°/x#b.,%--^*", "\ufe0e\ufe0f™℠")  # NFKD makes ™ "TM"
+_WRITTEN = (  # one way of writing for several, in this order
+    (r"""^\s*(["'])(.*)\1(?=\W*$)""", r"\2"), (r"""^([^"]*\d)"(?!\w)""", r"\1″"),  # "5" is 5, and 5" are inches
+    (r"^([^']*\d)'(?!\d{3}|[^\W\d])", r"\1′"), (r"\b([^\W\d]{1,2})\s+([+-]+)(?=\W*$)", r"\1\2"),  # not 90's; "A -"
+    ("!=", "≠"), ("<=", "≤"), (">=", "≥"), ("==", "="), (r"(?<=\d)(?=[¼-¾⅐-⅞]|[$€£¥°′]\d)", " "),  # 1½, 3€50
+    (r"(?<=\w)\*\*(?=-?(?:\d|\w\b))", "^"), (r"(?i)(?<=[\dxyzn])(?<![^\W\d].)-(?=\d|[xyzn]\b)", " - "),  # x-1, not F-16
+    (r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹])|(?<=[^\W⁰¹²³⁴-⁹])(?=[⁻ⁿⁱˣ])", "^"), (r"(?<=[Ѐ-ӿ\u0308])(?<![гкГК])\u0301", ""),
+    (r"(?<=\d)\s*[x*]\s*10\^(?=[-⁻]?[\d⁰¹²³⁴-⁹])", "e"), (r"(?<=\d)\s+([/:])\s+(?=-?\d)", r"\1"),  # 6 x 10^2, 1 / 2
+    (r"(?<!\d)\^(?=\d)|\^(?![-⁻]?\w|(?<=\w{2}[^\W\d]\^)[-⁻])", ""),  # m^2 is m2, Na^+ is Na+
+    (r"(?:(?<=\w\w[A-Z])|(?<=\w[A-Z][a-z]))\^?[-⁻](?![\w-])", "^-"),  # BBB-, OCl-: by their capitals, so not Pre-
+    (r"(?i)(\b(?:about|around|is|was|costs?|of|at|to|usd|eur|gbp)\s+[$€£]?\d*\.\d*?[1-9])0+(?!\.?\d)", r"\1"),
+)  # fmt: skip
+_LETTERS = str.maketrans("øłđħıðیک", "oldhidيك") | str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
 _POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670]")  # and the tatweel
 _SIGNS = {c: c for c in "/.,:'^#*()"} | dict.fromkeys("%‰°′", "") | dict.fromkeys("~|∼≈", " ")
-_SIGNS |= {"&": " and ", "⁄": "/", "−": "-"}
+_SIGNS |= {'"': "'", "&": " and ", "⁄": "/", "−": "-"}
 _S = r"+\-/.,:'^#*()<>=±≤≥"  # _KEPT says which of them carry meaning
 W, L = rf"[^\s{_S}]", rf"[^\s\d{_S}]"  # part of a word (vowel signs are, which \w leaves out), and one that is no digit
 B, E = rf"(?<!{W})", rf"(?!{W})"  # where a word begins and where it ends
@@ -22,15 +34,14 @@ _NUMBER = re.compile(
     rf"{B}(?<!\d\.)(?:(?:\d*\.\d+|\d+)e[+-]?\d{{1,2}}{E}|\d+\.0+(?!\.?\d)|\d+{E}(?!\.\d)|\.\d+"
     rf"|(?<!{L}[ -])\d+\.\d+(?!\.?\d))"  # neither 1.2.0 nor the version in "Python 3.10"
 )
-_INSIDE = re.compile(rf"(?<={L})'(?={L})(?!s{E})|(?<={B}{L})\.(?={L}{E})|(?<={B}a)-(?={W})|(?<!\d)\^")  # O'Brien, U.S.
+_INSIDE = re.compile(rf"(?<={L})'(?={L})(?!s{E})|(?<={B}{L})\.(?={L}{E})|(?<={B}a)-(?={W})")  # O'Brien, U.S.
 _INFIX = re.compile(rf"(?<={W})( ?)([+=<>≤≥]+)\1(?=-?{W})|(?<=\d)( ?)([*-])\3(?=\d)")
 _KEPT = re.compile(rf"""(
-      (?<=\d)[./:^](?=-?\d) | [<>±≤≥](?=[ ]?-?\d)                       # 2.3, 2/3, 10:30, 10^2, < 5
-    | (?<={W}[ ])[+=<>≤≥]+(?=[ ]-?{W}) | (?<=\d[ ])[*-](?=[ ]\d)        # 2 + 3, 1990 - 1991
-    | (?<={B}{L})/(?={L}) | (?<={L})/(?={L}\d?{E})                      # m/s, km/h, not he/she
-    | \)(?=\d) | {B}-(?=\d|{L}{E})                                      # Ca(OH)2, -5, -x
-    | (?:(?<=\d)|(?<={B}{L})|(?<={B}{L}{L}))-+{E}                       # A-, Cl-, i--, not pre-
-    | (?<={L})\# | (?<={W})\++{E} | (?<={B}(?<!\*){L})\*{E}(?!\*)       # F#m, C++, A*, not **A**
+      (?<=\d)[./:](?=-?\d) | \^(?=-?{W}) | [<>±≤≥](?=[ ]?-?\d) | (?<=\d[ ])[*-](?=[ ]\d)   # 2.3, 2/3, 10:30, e^x, < 5
+    | (?<={W}[ ])[+=<>≤≥]+(?=[ ]-?{W}) | (?<={B}{L})/(?={L}) | (?<={L})/(?={L}\d?{E})      # 2 + 3, m/s, not he/she
+    | (?:(?<=\d[ ])|(?<=\d{L}[ ])|(?<={B}{L}[ ]))-(?=[ ](?:\d|{L}{E})) | {B}-(?=\d|{L}{E}) # 2x - 3, -5, -x
+    | \)(?=\d) | (?:(?<=\d)|(?<={B}{L})|(?<={B}{L}{L}))-+{E} | (?<={W})\^-{E}              # Ca(OH)2, A-, Cl-, not pre-
+    | (?<={L})\# | (?<={W})\++{E} | (?<={B}(?<!\*){L})\*{E}(?!\*)                          # F#m, C++, A*, not **A**
     ) | [{_S}]""", re.VERBOSE)  # fmt: skip
 _ARTICLES = re.compile(r"(?<!\S)(?:(?:an?|the) )*(?:(?:an|the) (?=\S)|a (?=[^\W\d_]{2}))")  # not that of "vitamin A"
 
@@ -42,19 +53,20 @@ def normalise(text):
         signs = "".join(text.split())
         return signs.translate(_PLAIN).strip("\"'`“”‘’«»「」().。") or signs
     words = _THOUSANDS.sub(lambda m: m[0].replace(m[1], ""), _INSIDE.sub("", re.sub("^- ", "-", words)))
-    words = re.sub(r"(?<=\d) ?[x*] ?10\^(?=-?\d)", "e", words)  # 6 × 10²³ is 6e23, 007 is 7, 1234.0 is 1234, .5 is 0.5
     words = _NUMBER.sub(lambda m: re.sub(r"(\.\d*?)0*$", r"\1", f"{Decimal(m[0]):f}").rstrip("."), words)
     words = _INFIX.sub(lambda m: f" {m[2] or m[4]} ", words)
     words = _ARTICLES.sub("", " ".join(_KEPT.sub(lambda m: m[1] or " ", words).split()))
     return re.sub(r"(?<=\d) (?=-?\d)", " , ", words)  # two numbers stay two, whatever stood between
 
 
+def _plain(text):
+    return reduce(lambda text, rule: re.sub(*rule, text), _WRITTEN, text.translate(_PLAIN))
+
+
 def _characters(text):
     """Letters, digits, their marks and the signs that may carry meaning; a blank or nothing for all else."""
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞]|[$€£¥°′]\d)", " ", text.translate(_PLAIN).replace("!=", "≠"))  # 1½, 3€50
-    text = re.sub(r"(?<=[\d₀-₉])(?=[⁰¹²³⁴-⁹⁻])", "^", text)  # but m² is m2
     found, bare = "", True  # bare: marks on this character go
-    for c in _POINTS.sub("", unicodedata.normalize("NFKD", text).casefold()):
+    for c in _POINTS.sub("", unicodedata.normalize("NFKD", _plain(text)).casefold()):
         kind = unicodedata.category(c)
         if kind[0] == "M":
             found += "" if bare and c != "\u0338" else c  # that of ≠ stays
@@ -67,7 +79,7 @@ def _characters(text):
 
 def _apart(text):
     """Signs of money, percent, degree and minute, which may be left out: $29.00 is 29, but not €29 or 29%."""
-    found = re.findall("′+|.", unicodedata.normalize("NFKC", text.translate(_PLAIN)))
+    found = re.findall("′+|.", unicodedata.normalize("NFKC", _plain(text)))
     return "".join(dict.fromkeys(c for c in found if unicodedata.category(c[0]) == "Sc" or c[0] in "%‰°′"))
 
 

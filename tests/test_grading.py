@@ -1,5 +1,6 @@
 """infra/grading.py against verdicts that a person gives, written by hand, in both directions."""
 
+import re
 import unicodedata
 
 import pytest
@@ -45,6 +46,16 @@ SAME = (
     ("¹⁴C", "14C"), ("A−", "A-"), ("F♯", "F#"), ("B♭m", "Bbm"), ("E = mc²", "e=mc2"), ("x²", "x^2"), ("F-16", "F16"),
     ("COVID 19", "covid-19"), ("C++", "c++"), ("Node.js", "NodeJS"), ("a != b", "a ≠ b"),
     ("1 May, 1990", "1 May 1990"),
+    # several ways of writing the same
+    ("<=5", "≤5"), ("<= 5", "≤5"), (">=18", "≥ 18"), ("a == b", "a = b"), ("x >= 2", "x≥2"), ("2ⁿ", "2^n"),
+    ("O(2ⁿ)", "O(2^n)"), ("eˣ", "e^x"), ("x⁻¹", "x^-1"), ("m s⁻¹", "m s^-1"), ("2x-3", "2x - 3"), ("1-x", "1 - x"),
+    ("n-1", "n − 1"), ("BBB−", "BBB-"), ("SCN⁻", "SCN-"), ("SCN^-", "SCN-"), ("scn^-", "scn⁻"),
+    ("CH₃COO⁻", "CH3COO-"), ("OCl⁻", "OCl-"),
+    ("O −", "O-"), ("A +", "A+"), ("AB -", "AB-"), ("5'", "5′"), ('5"', "5″"), ("5'10\"", "5′10″"), ("1'234", "1234"),
+    ("the 90's", "the 90s"), ("ایران", "ايران"), ("کتاب", "كتاب"), ("یک", "يك"), ("فارسی", "فارسي"),
+    ("Москва\u0301", "Москва"), ("за\u0301мок", "замок"), ("Ки\u0301їв", "Київ"), ("1 / 2", "1/2"), ("2 : 1", "2:1"),
+    ("16 : 9", "16:9"), ("3 / 4 cup", "3/4 cup"), ("10**5", "10^5"), ("2**-3", "2^-3"), ("x**2", "x²"), ("2**n", "2ⁿ"),
+    ("about 3.50", "about 3.5"), ("USD 3.50", "USD 3.5"), ("It is $2.50", "it is 2.5"),
 )  # fmt: skip
 DIFFERENT = (
     # words
@@ -71,12 +82,22 @@ DIFFERENT = (
     ("A → B", "A ← B"), ("A+", "A-"), ("A-", "A"), ("A*", "A"), ("A- grade", "A grade"), ("O+", "O-"), ("AB+", "AB-"),
     ("C#", "C++"), ("C#", "C"), ("C++", "C"), ("F# major", "F major"), ("F#m", "Fm"), ("B♭ minor", "B minor"),
     ("i++", "i--"), ("i--", "i"), ("a != b", "a = b"), ("x²", "x³"), ("(a+b)²", "a+b²"),
+    # comparisons, powers, minus, charges and grades, feet and inches
+    ("<=5", ">=5"), ("<= 5", "5"), (">=18", "18"), ("<=5", "<5"), ("a <= b", "a >= b"), ("2^n", "2n"), ("2ⁿ", "2n"),
+    ("O(2^n)", "O(2n)"), ("e^x", "ex"), ("x⁻¹", "x¹"), ("m s^-1", "m s^1"), ("e^-x", "e^x"), ("n^k", "nk"),
+    ("10**5", "105"), ("2x - 3", "2x 3"), ("1 - x", "1x"), ("n - 1", "n 1"), ("a - b", "ab"), ("BBB-", "BBB"),
+    ("BBB-", "BBB+"), ("SCN-", "SCN"), ("CH3COO-", "CH3COO"), ("OCl-", "OCl"), ("BBB- rating", "BBB rating"),
+    ("A -", "A"), ("A +", "A"), ("O -", "O +"), ("AB -", "AB"), ("5'", '5"'), ("6'", "6″"), ("12\"", "12′"),
+    ("2 : 1", "21"), ("3 / 4", "34"), ("ќе", "ке"), ("ѓ", "г"), ("Ё\u0301ж", "Еж"), ("Ubuntu 22.10", "Ubuntu 22.1"),
 )  # fmt: skip
 NOT_UNDERSTOOD = (  # where a person judges otherwise, and its verdict
     ("eight", "8", 0), ("18 dollars", "$18", 0), ("0.5", "1/2", 0), ("May 1, 1990", "1 May 1990", 0),
     ("3,14", "3.14", 0), ("AT&T", "ATT", 0),
     ("Co", "CO", 1), ("5 Mg", "5 mg", 1),  # cobalt for carbon monoxide: people write "co2" and "PARIS"
     ("5!", "5", 1), ("año", "ano", 1), ("I ran", "Iran", 1),
+    ("bbb-", "BBB-", 0), ("PRE-", "pre", 0),  # a grade or a charge is told from a prefix by its capitals
+    ("a-b", "a - b", 0), ("X-15", "X15", 0),  # a minus without blanks is one only beside digits and x, y, z, n
+    ("fee 3.50", "fee 3.5", 0),  # as in "Python 3.10"
 )  # fmt: skip
 
 
@@ -142,7 +163,8 @@ def test_any_text_can_be_graded(answer, accepted):
 def test_decoration_changes_no_verdict(pair, around):
     answer, accepted = pair
     if any(map(str.isalnum, answer)):
-        for text in (around.format(answer), answer.replace(" ", " \u00a0"), answer.swapcase()):
+        swapped = answer if re.search(r"[a-z]{3}-|[A-Z]{3}[-⁻^]|OCl", answer) else answer.swapcase()  # pre- and BBB-
+        for text in (around.format(answer), answer.replace(" ", " \u00a0"), swapped):
             assert grade(text, [accepted]) == grade(accepted, [text]) == ((answer, accepted) in SAME), text
 
 
