@@ -1,12 +1,16 @@
 """What the benchmarks compute beside time: operations, rows, ratios, predictions."""
 
+import json
+
 import pytest
 import torch
 
 from bench import __main__ as report
-from bench import growth, language, prediction, setting
+from bench import gpu, growth, language, prediction, setting
 from bench.prediction import counted, duration, predicted, size, size_of
 from lm import completion_logprobs
+from report.build import environment
+from settings import RECIPES
 
 
 def test_the_sizes_of_published_models():
@@ -64,6 +68,16 @@ def test_a_row_has_the_median_ratio_of_the_turns_first():
     found = {name: {"seconds": [s], "peak": s} for name, s in (("shared", 1.0), ("plain", 2.0), ("peer", 30.0))}
     ratios = [row["ratio"][0] if "ratio" in row else row["share"] for row in language.step_rows(found)]
     assert ratios == pytest.approx([30, 1 / 30, 15, 1 / 15])
+
+
+def test_what_a_gpu_did_is_in_the_documents(monkeypatch):
+    found = json.loads((setting.ROOT / "results" / "gpu.json").read_text())
+    page = gpu.page(found)
+    assert page in (setting.ROOT / "docs" / "cost.md").read_text()
+    each, steps = found["recipe"]["train"]["seconds"], RECIPES["paper"]["steps"]
+    assert f"| {each:.2f} s a step |" in page and f"| {each * steps / 3600:.1f} h |" in page
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the card {device}")
+    assert environment(torch.device("cuda", 0))["device"] == "the card cuda:0" and environment()["device"] == "cpu"
 
 
 def test_growth_is_shown_for_each_doubling(tmp_path):
