@@ -193,7 +193,7 @@ def given(lm, config, batch=BATCH, contexts=CONTEXTS, turn=TURN, see=None, saved
     """Train with these rollouts, which earn what they state, in every step. -> what is logged, the optimiser"""
     asked, log = [], []
 
-    def confidence(q, answer, thought):
+    def confidence(q, *_):
         asked.append(int(q))
         return contexts[int(q)], turn
 
@@ -596,7 +596,7 @@ def test_few_frames_lie_between_main_and_the_model(call, tmp_path, monkeypatch, 
     assert call(tmp_path / "run", "--steps", "2", "--engine", engine, "--kl", "0.1", command="train") == 0
     for stage in ("calunc.sample", "calunc.train"):
         chains = [names for names in seen if names[-1:] == [stage]]
-        assert chains and max(map(len, chains)) <= 5, max(chains, key=len)
+        assert chains and max(map(len, chains)) <= 6, max(chains, key=len)
     assert len(inspect.getsourcelines(rl.train)[0]) <= 70
     cost = json.loads((tmp_path / "run/stages.json").read_text())
     assert cost["train"]["tokens"] == sum(row["tokens"] for row in rows(tmp_path / "run/metrics.jsonl")) > 0

@@ -19,7 +19,7 @@ def alone(prompt, question, seed):
     """Thoughts, labels and answers to one question, each after a whole prompt. -> replies, the ends of the thoughts"""
     lm, begin, found, ends = prompt.lm, prompt.answer(question), [], set()
     stop = language.stop_ids(lm, "\n")
-    (thoughts,) = language.sample(lm, [begin], TEMPERATURES, 7, stop, [seed])
+    (thoughts,) = language.sample(lm, [begin], TEMPERATURES, 7, stop, [seed], blank=lm.blank)
     for i, (thought, t) in enumerate(zip(thoughts, TEMPERATURES, strict=True)):
         before = begin + thought + prompt.after(thought[-1], "Answer:")
         ((said,),) = language.sample(lm, [before], [t], 5, stop, [language.seed_of(seed, "answer", i)], blank=lm.blank)
