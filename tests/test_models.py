@@ -47,6 +47,20 @@ def test_half_precision_is_noise_and_no_other_model(dtype):
         models.check(lm, language)
 
 
+@pytest.mark.parametrize("row", [0, -1])
+def test_an_engine_that_gives_no_number_is_noticed(load, monkeypatch, row):
+    real = language.completion_logprobs
+
+    def broken(*args):
+        logp, mask = real(*args)
+        logp[row, 0] = float("nan")
+        return logp, mask
+
+    monkeypatch.setattr(language, "completion_logprobs", broken)
+    with pytest.raises(ValueError, match="other probabilities"):
+        models.check(load("llama"), language)
+
+
 def test_too_little_memory_is_not_the_model_s_fault(load, monkeypatch):
     lm = load("llama")
 
