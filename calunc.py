@@ -85,7 +85,7 @@ def calibrate(config, run, model):
     for start in tqdm(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
-        cut += sum(embedder.cut(text) != embedder.encode(text, special=True) for text in texts)
+        cut += sum(len(embedder.encode(text, special=True)) > embedder.tokenizer.model_max_length for text in texts)
         embeddings = lm.embed(embedder, texts).reshape(len(batch), 1 + config.samples, -1)  # (N, 1 + n, d)
         gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
         score = entropy.von_neumann(gram[:, 1:, 1:])  # (N,)
