@@ -39,7 +39,14 @@ def free(labelled, held_out):
     for name in baselines.FREE:
         known, asked = [t[name] for t in labelled], [t[name] for _, t in held_out]
         found[f"{name}, scaled"] = _scale(known, labelled, asked, np.asarray if name == "clusters" else log_odds)
+    fit = platt.fit(all_scores(labelled), labels)
+    found["all, scaled"] = fit.predict(all_scores([t for _, t in held_out])).tolist()
     return found
+
+
+def all_scores(targets):
+    """What a practitioner with samples and token probabilities has of each question. -> (N, 3)"""
+    return np.array([[t["entropy"], t["similarity"], log_odds(t["probability"])] for t in targets])
 
 
 def read_again(name, config, model, prompt, pairs, stated):

@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments import tables
+from experiments import folds, tables
 from experiments.grid import SCORES, TABLES, slug
 from infra.cli import parse
 from infra.folder import Run
@@ -99,6 +99,12 @@ def main():
     arms = args.arms or list(table.arms)
     with ThreadPoolExecutor(args.jobs) as pool:
         bases = {seed: root / f"samples-{seed}" for seed in seeds}
+        if table.folds:
+            first = root / f"samples-{table.seeds[0]}"
+            calunc(first, "sample", f"{table.flags} --seed {table.seeds[0]}", cores())
+            for shift, seed in enumerate(table.seeds):
+                _, config = parse(shlex.split(f"{table.flags} --seed {seed}"))
+                folds.make(first, root / f"samples-{seed}", config, shift)
         made = {s: pool.submit(calunc, b, "calibrate", f"{table.flags} --seed {s}", threads) for s, b in bases.items()}
         for future in made.values():
             future.result()

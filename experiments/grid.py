@@ -51,6 +51,8 @@ class Table:
     flags: str = ""
     resamples: int = 1000
     programs: dict = field(default_factory=dict)  # of some arms, instead of calunc.py
+    folds: bool = False  # one sample of questions for all seeds, cut in another way for each: experiments/folds.py
+    primary: tuple = ()  # of experiments/primary.py, named before any run
 
     def call(self, arm, seed):
         """The flags of one run."""
@@ -103,7 +105,48 @@ SMOLLM2_REFLECTING = (
     "--questions 12 --rollouts 8 --reflection 16 --lr 1e-3"
 )
 
+KINDS = "antonyms calendar categories definitions letters roman translation".split()
+UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
+UNSEEN = ",".join([UNSEEN, *(f"facts/unseen/{kind}.jsonl" for kind in KINDS)])
+SMOLLM2_TOLD = (
+    f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} "
+    "--platt-questions 300 --train-questions 2400 --test-questions 600 --ood-questions 100 "
+    "--warmup 60 --steps 60 --questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
+)
+TELL, TELL_EXACT, SUPERVISED = "--tell probability", "--tell probability --gradient exact", "--warmup 120 --steps 0"
+SMOLLM2_TOLD_ARMS = {
+    "exact gradient, told": f"{TELL_EXACT} --baselines stated",
+    "exact gradient": "--gradient exact",
+    f"{PAPER}, told": TELL,
+    PAPER: "",
+    f"{BRIER}, told": f"{TELL} --reward brier",
+    BRIER: "--reward brier",
+    "supervised on the target, told": f"{TELL} {SUPERVISED}",
+    "supervised on the target": SUPERVISED,
+    "a better teacher, told": TELL_EXACT,
+    "told, and nothing else": TELL_EXACT,
+    "shuffled targets, told": TELL_EXACT,
+}
+BEST, FREE = "exact gradient, told, expected", "Sequence probability, Platt"
+TEACHER, NOT_TOLD = "Teacher: samples, entropy, Platt", "exact gradient, expected"
+
 TABLES = {
+    "smollm2-told": Table(
+        "What it is worth to be told the answer's probability, with SmolLM2-135M and real questions",
+        "All arms have the same questions and samples and 120 updates on 24 questions. The test parts of the three "
+        "seeds have no question in common; the unseen sets are the same.",
+        SMOLLM2_TOLD_ARMS, SEEDS[:3], ("exact gradient", "exact gradient, told"), SMOLLM2_TOLD,
+        programs={
+            "a better teacher, told": "experiments.controls teacher",
+            "told, and nothing else": "experiments.controls told",
+            "shuffled targets, told": "experiments.controls shuffled",
+        },
+        folds=True, primary=(
+            (BEST, FREE, "test", "brier"), (BEST, TEACHER, "test", "brier"), (BEST, NOT_TOLD, "test", "brier"),
+            (BEST, FREE, "unseen", "auroc"), (BEST, TEACHER, "unseen", "auroc"), (BEST, NOT_TOLD, "unseen", "auroc"),
+            (BEST, FREE, "unseen", "brier"), (BEST, TEACHER, "unseen", "brier"),
+        ),
+    ),
     "toy-reflection": Table(
         "What a reflection is good for, on five toy worlds", "All arms have the same questions, samples and steps.",
         THOUGHTS, SEEDS, (PAPER, "the number alone"), programs={

@@ -16,7 +16,7 @@ import numpy as np
 
 from beyond import rewards
 from eval import interval, metrics, resampled, spearman, with_missing
-from experiments import pictures
+from experiments import pictures, primary
 from experiments.grid import slug
 from infra.folder import Run
 from report.build import agreement, rl_steps
@@ -36,7 +36,8 @@ LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 
 
 def collect(table, root):
-    """-> {part: {"n", "rows": {name: ...}, "differences": {to: ...}}}, all that the documents say, as JSON values."""
+    """-> {part: {"n", "rows": {name: ...}, "differences": {to: ...}}}, all that the documents say, as JSON values; and
+    the table's primary comparisons."""
     runs = {arm: {s: Run(root / f"{slug(arm)}-{s}") for s in table.seeds} for arm in table.arms}
     rows = {arm: {s: run.read("predictions.jsonl") for s, run in of.items()} for arm, of in runs.items()}
     cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
@@ -46,11 +47,12 @@ def collect(table, root):
     for arm in table.arms:
         if [r["target"] for r in rows[arm][seed]] != [r["target"] for r in rows[first][seed]]:
             methods[arm, "target"] = f"Teacher of: {arm}"
-    found = {}
+    found, every, shared = {}, {}, []
     for part in dict.fromkeys(r["part"] for r in rows[first][table.seeds[0]]):
-        values, draws = {}, {}
+        values, draws = {}, every.setdefault(part, {})
         asked = {arm: [[r for r in of if r["part"] == part] for of in rows[arm].values()] for arm in table.arms}
         ids = {arm: [[r["id"] for r in e] for e in each] for arm, each in asked.items()}  # other ones are not paired
+        shared += [part] * all(i == ids[first][0] for i in ids[first])
         agreements = {arm: [agreement(e) for e in each] for arm, each in asked.items()}
         for (arm, field), title in methods.items():
             each = asked[arm]
@@ -89,7 +91,7 @@ def collect(table, root):
                 for to, of in pairs.items()
             },
         }  # fmt: skip
-    return found
+    return found, primary.compare(table.primary, found, every, shared)
 
 
 def generalisation(table, root):
@@ -163,7 +165,7 @@ def _difference(one, other, mine, theirs):
     return found
 
 
-def markdown(name, table, found, earned, course, machine):
+def markdown(name, table, found, named, earned, course, machine):
     seeds = ", ".join(map(str, table.seeds))
     out = [f"# {table.title}", "", f"`python -m experiments {name}`, seeds {seeds}. {table.text}", ""]
     out += ["| arm | flags |", "|---|---|"]
@@ -176,10 +178,13 @@ def markdown(name, table, found, earned, course, machine):
     for measure, title in CURVES.items():
         cells = {arm: [number(value, 2) for value in of[measure]] for arm, of in course.items()}
         out += [*lines([f"{title}, each tenth of training", *map(str, range(1, 11))], cells), ""]
-    medians = _medians(found)
-    if medians:
-        out += ["Median over the sets that were never trained on:", ""]
-        out += [*lines(["", *SHOWN.values()], {t: [number(m[s]) for s in SHOWN] for t, m in medians.items()}), ""]
+    if named:
+        out += ["Named before the runs and corrected for their number; all other differences are exploration:", ""]
+        out += [*lines(*_primary(named)), ""]
+    unseen = primary.over_unseen(found)
+    if unseen:
+        out += [f"Over the unseen sets; AUROC over those with at least {primary.FEW} right and wrong answers:", ""]
+        out += [*lines(["", *primary.UNSEEN], {t: map(number, of.values()) for t, of in unseen.items()}), ""]
     for part, of in found.items():
         accuracy = ", ".join(f"{a:.2f}" for a in of["accuracy"])
         out += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
@@ -201,13 +206,14 @@ def markdown(name, table, found, earned, course, machine):
     return "\n".join(out)
 
 
-def _medians(found):
-    """Of each metric over the sets that were never trained on, where there are several. -> {title: {metric: value}}"""
-    unseen = [of["rows"] for of in list(found.values())[1:]]
-    if len(unseen) < 2:
-        return {}
-    everywhere = [title for title in unseen[0] if all(title in rows for rows in unseen)]
-    return {t: {m: float(np.median([rows[t]["mean"][m] for rows in unseen])) for m in SHOWN} for t in everywhere}
+def _primary(named):
+    """The primary comparisons. -> heads, {title: cells}"""
+    cells = {
+        f"{row['one']} v {row['other']}: {SHOWN[row['metric']]}, {row['where']}": [
+            _verdict(row["metric"], row["difference"], *row["interval"]), number(row["p"]), number(row["holm"])]
+        for row in named
+    }  # fmt: skip
+    return ["primary comparison", "difference [95%]", "p", "p, Holm"], cells
 
 
 def _ceilings(rows):
@@ -270,7 +276,7 @@ def _verdict(name, difference, low, high):
 def write(name, table, root, results):
     """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and a
     picture; and the table of this name in results/README.md."""
-    found, earned, course = collect(table, root), generalisation(table, root), curves(table, root)
+    (found, named), earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
     machines = {name: Run(root / name).read("environment.json") for name in stages}
@@ -284,7 +290,7 @@ def write(name, table, root, results):
         "flags": table.flags, "arms": table.arms, "seeds": table.seeds, "seconds": seconds,
         "training tokens": {run: each["train"]["tokens"] for run, each in whole.items() if "train" in each},
         "environment": next(iter(machines.values())), "parts": found, "reward": earned, "curves": course,
-        "median of the unseen": _medians(found),
+        "over the unseen": primary.over_unseen(found), "primary": named,
     })  # fmt: skip
     train = [of["train"] for of in seconds.values() if "train" in of]
     each = {}
@@ -292,7 +298,7 @@ def write(name, table, root, results):
         each.setdefault(f"{e['cores']} {e['machine']} core(s) ({e['device']}), torch {e['torch']}", []).append(run)
     hardware = [of if len(each) == 1 else f"{of}: {', '.join(runs)}" for of, runs in each.items()]
     machine = [f"{'; '.join(hardware)}. Training took {min(train):.0f} to {max(train):.0f} s a run."]
-    Run(target).write("report.md", markdown(name, table, found, earned, course, machine))
+    Run(target).write("report.md", markdown(name, table, found, named, earned, course, machine))
     other = next(iter(next(iter(found.values()))["differences"]))  # the first reference, or the teacher
     differences = {part: of["differences"][other] for part, of in found.items()}
     pictures.differences(differences, other, target / "differences.png")

@@ -11,7 +11,8 @@ METHODS = {  # field of a row -> its name in the tables
     "probability": "Sequence probability", "probability, scaled": "Sequence probability, Platt",
     "p-true": "P(True)", "p-true, scaled": "P(True), Platt",
     "consistency": "Self-consistency", "consistency, scaled": "Self-consistency, Platt",
-    "clusters, scaled": "Semantic entropy of clusters, Platt", "target": "Teacher: samples, entropy, Platt",
+    "clusters, scaled": "Semantic entropy of clusters, Platt",
+    "all, scaled": "Entropy, similarity and sequence probability, Platt", "target": "Teacher: samples, entropy, Platt",
     "trained": "Stated, trained", "expected": "Expected, trained",
     "base rate": "Base rate", "family prior": "Family prior", "truth": "Known probability",
 }  # fmt: skip

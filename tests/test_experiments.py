@@ -10,14 +10,14 @@ from operator import itemgetter
 import numpy as np
 import pytest
 from helpers import ASKED, plain_logits, randomise
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 
 import eval as ev
 import lora
 import rl
 from data import Prompt
 from experiments import __main__ as main
-from experiments import grid, pictures, replication, scores, tables, thoughts
+from experiments import controls, folds, grid, pictures, primary, replication, scores, tables, thoughts
 from experiments.grid import TABLES, Table, slug
 from infra.cli import parse
 from infra.folder import Run, key
@@ -36,6 +36,83 @@ def test_every_arm_is_a_run_that_could_be_started(name):
     for config in found.values():
         check(config)
     assert len({key("sample", config) for arm, config in found.items() if "questions" not in arm}) == 1
+
+
+def test_holm():
+    """By hand; R's p.adjust says the same."""
+    p = [0.01, 0.02, 0.03, 0.04, 0.05]
+    assert primary.holm(p) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert primary.holm([0.5, 0.004, 0.9, 0.004]) == pytest.approx([1, 0.016, 1, 0.016])
+
+
+def test_a_primary_comparison_has_the_interval_and_p_of_its_resamples():
+    """Of a normal difference: d ~ N(1, s), so that p is that of the z-test; shared questions are drawn for all seeds at
+    once, and so their spread is no smaller for having three seeds."""
+    rng, p, spread = np.random.default_rng(0), {}, {}
+    found = {part: {"rows": {t: {"mean": {"brier": m}} for t, m in (("a", 1.0), ("b", 0.0))}, "n": 9, "accuracy": [1]}
+             for part in ("test", "x")}  # fmt: skip
+    noise = rng.normal(0, 0.5, 4000)
+    draws = {part: {"a": [{"brier": 1 + noise}] * 3, "b": [{"brier": 0 * noise}] * 3} for part in ("test", "x")}
+    both = [("a", "b", "test", "brier"), ("b", "a", "unseen", "brier")]
+    for row in primary.compare(both, found, draws, ["x"]):
+        p[row["where"]], spread[row["where"]] = row["p"], np.ptp(row["interval"])
+        assert abs(row["difference"]) == 1 and row["holm"] >= row["p"]
+    assert p["unseen"] == pytest.approx(2 * norm.sf(2), rel=0.2) and p["test"] < 0.02
+    assert spread["unseen"] == pytest.approx(2 * 1.96 * 0.5, rel=0.06)
+    # seeds are drawn with replacement: the mean of 3 draws of 3 has the variance 1 / 3 + (1 - 1 / 3) / 3
+    assert spread["test"] == pytest.approx(2 * 1.96 * 0.5 * (5 / 9) ** 0.5, rel=0.1)
+
+
+def test_folds_have_test_parts_without_a_question_in_common(tmp_path):
+    sizes = {"platt": 2, "train": 7, "test": 3, "unseen": 2}
+    rows = [{"part": part, "id": f"{part}{i}"} for part, n in sizes.items() for i in range(n)]
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for shift, folder in enumerate(folders):
+        run, config = Run(folder), Config(seed=shift)
+        if not shift:
+            run.start("sample", config)
+            run.write("environment.json", {})
+            with run.stage("sample", config):
+                run.write("samples.jsonl", rows)
+        folds.make(folders[0], folder, config, shift)
+        assert run.done("sample", config) and not run.done("sample", Config(seed=shift + 1))
+    found = [Run(folder).read("samples.jsonl") for folder in folders]
+    assert found[0] == rows
+    for of in found:
+        assert [row["part"] for row in of] == [row["part"] for row in rows] and of[-2:] == rows[-2:]
+        assert {row["id"] for row in of} == {row["id"] for row in rows}
+    tested = [row["id"] for of in found for row in of if row["part"] == "test"]
+    assert len(set(tested)) == len(tested) == 9
+
+
+def test_controls_change_the_targets_of_training_alone(tmp_path):
+    rng, config = np.random.default_rng(0), Config(folds=4)
+    rows = [{"part": part, "target": None if part == "platt" else i / 999, "correct": int(rng.random() < i / 999),
+             "entropy": rng.random(), "similarity": rng.random(), "probability": i / 999}
+            for i, part in enumerate(["platt"] * 100 + ["train"] * 600 + ["test"] * 300)]  # fmt: skip
+    parts = {part: [i for i, row in enumerate(rows) if row["part"] == part] for part in ("platt", "train", "test")}
+    (run := Run(tmp_path)).write("targets.jsonl", rows)
+    before, seen = [row["target"] for row in rows], []
+
+    def train(config, run, model, prompt):
+        seen.append([row["target"] for row in run.read("targets.jsonl")])
+        assert run.read("targets.jsonl")[0].keys() == rows[0].keys()
+
+    for change in (controls.shuffled, controls.teacher):
+        controls.with_targets(train, change, config, run, None, None)
+    assert run.read("targets.jsonl") == rows  # on the disk
+    others, better = seen
+    assert others[700:] == before[700:] == better[700:]
+    own = [others[i] for i in parts["train"]]
+    assert sorted(own) == [before[i] for i in parts["train"]] != own
+    assert abs(spearmanr(own, [before[i] for i in parts["train"]]).statistic) < 0.15
+    truth = [i / 999 for i in parts["train"]]
+    assert spearmanr([better[i] for i in parts["train"]], truth).statistic > 0.9  # no target was its feature
+    # each target is of a fit that did not see its question: another label changes those of the other folds alone
+    flipped = [row | ({"correct": 1 - row["correct"]} if i == 104 else {}) for i, row in enumerate(rows)]
+    changed = [row["target"] for row in controls.teacher(flipped, config)]
+    moved = {i % 4 for i in parts["train"] if abs(changed[i] - better[i]) > 1e-12}
+    assert moved == {1, 2, 3}
 
 
 TINY = Table("Title", "Text.", {"one": "--lr 1", "other": "--lr 2"}, (1, 2), ("other",), resamples=200)
@@ -79,7 +156,7 @@ def change(runs, which, altered):
 
 
 def test_a_table_from_its_runs(runs):
-    found = tables.collect(TINY, runs)
+    found, _ = tables.collect(TINY, runs)
     assert list(found) == ["test", "unseen"] and found["test"]["n"] == 100
     rows = found["test"]["rows"]
     assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 9
@@ -100,7 +177,7 @@ def test_a_table_from_its_runs(runs):
 
 def test_differences_are_paired(runs):
     """Each arm is held against each reference and not against itself; from the other side it has another sign."""
-    found = tables.collect(replace(TINY, references=("other", "one")), runs)["test"]
+    found = tables.collect(replace(TINY, references=("other", "one")), runs)[0]["test"]
     differences, kinds = found["differences"], ("stated", "expected")
     base, alone = METHODS["untrained"], METHODS["alone"]
     assert list(differences) == ["other", "one", "teacher", base, alone] and len(differences["teacher"]) == 4
@@ -118,7 +195,7 @@ def test_differences_are_paired(runs):
 def test_arms_with_other_questions_are_not_paired_and_other_targets_are_shown(runs):
     change(runs, "one-2", lambda r: {"id": "x" + r["id"]} if r["part"] == "test" else {})
     change(runs, "other-1", lambda r: {"target": 0.5})
-    found = tables.collect(TINY, runs)
+    found, _ = tables.collect(TINY, runs)
     assert found["test"]["differences"]["other"] == {} and found["unseen"]["differences"]["other"]
     assert found["test"]["rows"]["Teacher of: other"]["seeds"][0]["auroc"] == pytest.approx(0.5)
 
@@ -140,9 +217,13 @@ def test_verdicts_medians_and_intervals_over_seeds():
     def mean(value):
         return {"mean": dict.fromkeys(tables.SHOWN, value)}
 
-    sets = {"test": {"a": 9, "b": 9}, "x": {"a": 1, "b": 5}, "y": {"a": 3}, "z": {"a": 2, "b": 5}}
-    parts = {part: {"rows": {title: mean(value) for title, value in of.items()}} for part, of in sets.items()}
-    assert tables._medians(parts) == {"a": dict.fromkeys(tables.SHOWN, 2.0)} and tables._medians({"test": {}}) == {}
+    sets = {"test": {"a": 9, "b": 9}, "x": {"a": 1, "b": 5}, "y": {"a": 3}, "z": {"a": 5, "b": 5}}
+    parts = {part: {"rows": {title: mean(value) for title, value in of.items()}, "n": 100, "accuracy": [0.3, 0.05]}
+             for part, of in sets.items()}  # fmt: skip
+    assert primary.over_unseen(parts) == {"a": dict.fromkeys(primary.UNSEEN, 3.0)}
+    assert primary.over_unseen({"test": {}, "x": {}}) == {}
+    parts["z"]["accuracy"] = [0.3, 0.04]  # too few right answers for AUROC, but not for the others
+    assert [*primary.over_unseen(parts)["a"].values()] == [2, 2, 3, 3]
     # two seeds that disagree by far: an interval over both reaches from one to the other
     a, b = ([{m: np.full(500, value) for m in tables.SHOWN} for value in of] for of in ((0.1, 0.5), (0, 0)))
     assert tables._difference(a, b, mean(0.3), mean(0.0))["ece"] == pytest.approx([0.3, 0.1, 0.5])
@@ -222,7 +303,7 @@ def test_the_claims_are_those_of_the_table(runs):
     table = replace(TINY, arms={grid.PAPER: "", grid.BRIER: ""}, references=(grid.PAPER,))
     for seed, (arm, name) in itertools.product(TINY.seeds, zip(TINY.arms, table.arms, strict=True)):
         shutil.copytree(runs / f"{arm}-{seed}", runs / f"{slug(name)}-{seed}")
-    parts = tables.collect(table, runs)
+    parts, _ = tables.collect(table, runs)
     rows = {title: row["mean"] for title, row in parts["test"]["rows"].items()}
     ours, brier = (rows[f"{name}, stated"] for name in (grid.PAPER, grid.BRIER))
     base, alone = rows[METHODS["untrained"]], rows[METHODS["alone"]]
