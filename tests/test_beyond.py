@@ -112,11 +112,13 @@ def test_platt_scaling_leaves_a_calibrated_probability_as_it_is():
     rng = np.random.default_rng(0)
     p, asked = rng.uniform(0.02, 0.98, 20_000), np.linspace(0.02, 0.98, 25)
     right = (rng.random(len(p)) < p).astype(int)
-    same = [dict(family="f", probability=x, consistency=x, clusters=10 * x) for x in [*p, *asked]]
+    noise = iter(rng.random((len(p) + len(asked), 2)))  # scores that say nothing
+    same = [dict(family="f", probability=x, consistency=x, clusters=10 * x, entropy=a, similarity=b)
+            for x, (a, b) in zip([*p, *asked], noise, strict=True)]  # fmt: skip
     rows = [row | {"correct": y} for row, y in zip(same, right, strict=False)]
     found = compare.free(rows, [(None, row) for row in same[len(p) :]])
-    for name in ("probability", "consistency"):
-        np.testing.assert_allclose(found[f"{name}, scaled"], asked, atol=0.02)
+    for name in ("probability", "consistency", "all"):
+        np.testing.assert_allclose(found[f"{name}, scaled"], asked, atol=0.03 if name == "all" else 0.02)
     np.testing.assert_allclose(found["clusters, scaled"], platt.fit(10 * p, right).predict(10 * asked), atol=1e-9)
     assert np.abs(np.array(found["clusters, scaled"]) - asked).max() > 0.04  # what log-odds are for
     assert compare.log_odds([0, 1]) == pytest.approx([compare.log_odds(0.02), -compare.log_odds(0.02)])
