@@ -1,13 +1,16 @@
-"""The pictures of the tables: which 95% intervals exclude 0, and what the number of samples changes."""
+"""The pictures of the tables: which 95% intervals exclude 0, what a question costs at test time and what that buys, and
+what the number of samples changes."""
 
 from textwrap import fill
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
-from report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, save
+from report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, save
 
 METRICS = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
+COLORS, OTHERS = (BLUE, ORANGE, GREEN, PINK, SKY, RED), "oDsX^vP<>p*hd8H"
 PARTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (SKY, "v"))  # a colour and a marker each
 
 
@@ -43,6 +46,44 @@ def differences(parts, other, path):
     panels[0].set_yticks(range(len(arms)), [fill(arm, 28) for arm in arms], fontsize="small")
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts))
+    save(figure, path)
+
+
+@rc_context(STYLE)
+def tokens(rows, path):
+    """AUROC and ECE against the tokens that a question takes at test time: its answer, and what the method adds.
+
+    rows: {title: {"mean": {metric: value}, "tokens": value}}, as in a report. In colour: arms, hollow as stated and
+    filled as expected. In grey: all others, hollow as they are and filled with Platt scaling.
+    """
+    figure = Figure(figsize=(10, 4.6))
+    panels = figure.subplots(1, 2, sharex=True)
+    arms, others = {}, {}  # name -> its colour and marker
+    for title, row in rows.items():
+        name, _, kind = title.rpartition(", ")
+        if kind in ("stated", "expected"):
+            look = arms.setdefault(name, (COLORS[len(arms) % len(COLORS)], "os^"[len(arms) // len(COLORS)]))
+        else:
+            name = name if kind == "Platt" and name in others else title
+            look = others.setdefault(name, (GREY, OTHERS[len(others)]))
+        color, marker = look
+        face = color if kind in ("expected", "Platt") else "white"
+        for axes, metric in zip(panels, ("auroc", "ece"), strict=True):
+            axes.plot(row["tokens"], row["mean"][metric], marker, color=color, mfc=face, ms=6, alpha=0.85)
+    panels[0].set_xscale("log", base=2)
+    panels[1].set_yscale("log")
+    for axis, base, ticks in ((panels[0].xaxis, 2, (1,)), (panels[1].yaxis, 10, (1, 2, 5))):
+        axis.set_major_locator(LogLocator(base, ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    for axes, title in zip(panels, ("AUROC: higher is better", "ECE: lower is better"), strict=True):
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    handles = [panels[0].plot([], [], marker, color=color, label=fill(name, 30))[0]
+               for name, (color, marker) in (arms | others).items()]  # fmt: skip
+    figure.supxlabel("tokens generated for a question at test time, answer included", fontsize="medium")
+    figure.suptitle("Colour: trained; hollow: stated, filled: expected. Grey: not trained; filled: with Platt scaling.")
+    figure.legend(handles=handles, loc="outside right center")
     save(figure, path)
 
 

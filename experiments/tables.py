@@ -33,6 +33,10 @@ CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
 BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
+COSTS = {  # like the samples, or like the answer alone; all others are in the report of the run
+    **dict.fromkeys(("consistency", "clusters"), "target"),
+    **dict.fromkeys(("probability", "base rate", "family prior", "truth"), "answer"),
+}
 
 
 def collect(table, root):
@@ -61,10 +65,9 @@ def collect(table, root):
             scored = [(*_worst(e, field), [r["family"] for r in e]) for e in each]
             target = [np.array([r["target"] for r in e]) for e in each]
             got = [metrics(*x) | {"spearman": spearman(x[0], t)} for x, t in zip(scored, target, strict=True)]
-            tokens = [c[field]["tokens"] for c in cost[arm] if field in c]
             values[title] = {
                 "malformed": float(np.mean([[r[field] is None for r in e] for e in each])),
-                "tokens": float(np.mean(tokens)) if tokens else None,
+                "tokens": float(np.mean([tokens(c, field) for c in cost[arm]])),
                 "seeds": [{name: g[name] for name in MEASURED} for g in got],
                 "mean": {name: float(np.mean([g[name] for g in got])) for name in MEASURED},
                 "agreement": _distances(agreements[arm], field),
@@ -92,6 +95,12 @@ def collect(table, root):
             },
         }  # fmt: skip
     return found, primary.compare(table.primary, found, every, shared)
+
+
+def tokens(cost, field):
+    """Generated for an answer and one of METHODS, mean of the questions. cost: that of a run's report"""
+    way = field.removesuffix(", scaled")
+    return cost[COSTS.get(way, way)]["tokens"]
 
 
 def generalisation(table, root):
@@ -173,6 +182,7 @@ def markdown(name, table, found, named, earned, course, machine):
         both = f"{table.flags} {flags}".strip()
         out.append(f"| {arm} | `{both}` |" if both else f"| {arm} | (default) |")
     out += ["", *machine, "", "![Paired differences with intervals](differences.png)", ""]
+    out += ["![AUROC and ECE against the tokens of a question](tokens.png)", ""]
     heads = ["reward, mean over the seeds", "end of training", "test, greedy", "gap"]
     out += [*lines(heads, {arm: [number(a), number(b), f"{a - b:+.3f}"] for arm, (a, b) in earned.items()}), ""]
     for measure, title in CURVES.items():
@@ -190,7 +200,7 @@ def markdown(name, table, found, named, earned, course, machine):
         out += [f"## {part}", "", f"{of['n']} questions; accuracy {accuracy}. Mean over the seeds ± deviation.", ""]
         cells = {
             title: [*(_cell([s[m] for s in row["seeds"]]) for m in SHOWN), f"{row['malformed']:.1%}",
-                    "" if row["tokens"] is None else number(row["tokens"], 1)] for title, row in of["rows"].items()
+                    number(row["tokens"], 1)] for title, row in of["rows"].items()
         }  # fmt: skip
         out += [*lines(["", *SHOWN.values(), "malformed", "tokens"], cells), ""]
         for caption, *of_ceilings in _ceilings(of["rows"]):
@@ -230,33 +240,53 @@ def _ceilings(rows):
 
 
 def summary(name, table, found):
-    """The tables of results/README.md: each arm on the test questions, as it states its confidence and as it expects
+    """The tables of docs/experiments.md: each arm on the test questions, as it states its confidence and as it expects
     it; and its expected confidence on what was never trained on."""
     test, *unseen = found
-    rows = {arm: (f"{arm}, stated", f"{arm}, expected") for arm in table.arms}
-    others = [METHODS[field] for field in ("untrained", "target", "probability, scaled", "base rate", "family prior",
-                                           "truth")]  # fmt: skip
-    rows |= {f"*{title}*": (title,) for title in others}
+    rows = _titles(table, found)
 
     def shown(first, columns, readouts):
         """columns: {title: (part, metric)}; readouts: which of the rows of an arm."""
         cells = {
             title: [
                 ", ".join(f"{found[part]['rows'][one]['mean'][m]:.3f}" for one in of[readouts] or of)
-                for part, m in columns.values() if of[0] in found[part]["rows"]
+                for part, m in columns.values()
             ] for title, of in rows.items()
         }  # fmt: skip
-        return lines([first, *columns], {title: row for title, row in cells.items() if len(row) == len(columns)})
+        return lines([first, *columns], cells)
 
     head = {SHOWN[m]: (test, m) for m in ("ece", "brier", "auroc", "auroc_within")}
     out = list(shown(f"{test}: stated, expected", head, slice(0, 2)))
     head = {f"{SHOWN[m]}, {part}": (part, m) for part in unseen for m in ("ece", "auroc")}
     out += ["", *shown("never trained on: expected", head, slice(1, 2))]
     sizes = "; ".join(f"{part}: {of['n']}, {np.mean(of['accuracy']):.2f}" for part, of in found.items())
-    seeds = f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
-    out += ["", f"Questions and accuracy: {sizes}. {seeds}; `python -m experiments {name}`; intervals, paired "
-            f"differences and settings: [results/{name}]({name}/report.md)."]  # fmt: skip
-    return "\n".join(out)
+    return "\n".join([*out, "", f"Questions and accuracy: {sizes}. {_seeds(table)}; `python -m experiments {name}`; "
+                      f"intervals, paired differences and settings: [results/{name}](../results/{name}/report.md)."])
+
+
+def brief(name, table, found):
+    """The table of results/README.md: as stated and as expected, with the median of what was never trained on."""
+    test, *unseen = (of["rows"] for of in found.values())
+    cells = {}
+    for title, of in _titles(table, found).items():
+        far = [float(np.median([rows[one]["mean"]["auroc"] for rows in unseen])) for one in of]
+        of_test = [[test[one]["mean"][m] for one in of] for m in ("ece", "brier", "auroc")]
+        cells[title] = [", ".join(f"{x:.3f}" for x in values) for values in (*of_test, far)]
+        cells[title].append(", ".join(f"{test[one]['tokens']:.0f}" for one in of))
+    heads = ["stated, expected", "ECE", "Brier", "AUROC", "AUROC, unseen", "tokens"]
+    return "\n".join([*lines(heads, cells), "", f"{_seeds(table)}: [{name}]({name}/report.md)."])
+
+
+def _titles(table, found):
+    """The rows of the short tables. -> {title: titles in a report}: of an arm both readouts, then what one compares"""
+    rows = {arm: (f"{arm}, stated", f"{arm}, expected") for arm in table.arms}
+    others = ("untrained", "target", "probability, scaled", "base rate", "family prior", "truth")
+    known = [METHODS[field] for field in others if all(METHODS[field] in of["rows"] for of in found.values())]
+    return rows | {f"*{title}*": (title,) for title in known}
+
+
+def _seeds(table):
+    return f"Mean of {len(table.seeds)} seeds" if len(table.seeds) > 1 else "One seed"
 
 
 def _cell(values):
@@ -274,8 +304,8 @@ def _verdict(name, difference, low, high):
 
 
 def write(name, table, root, results):
-    """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and a
-    picture; and the table of this name in results/README.md."""
+    """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and two
+    pictures; and the tables of this name in docs/experiments.md and results/README.md."""
     (found, named), earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
@@ -302,7 +332,9 @@ def write(name, table, root, results):
     other = next(iter(next(iter(found.values()))["differences"]))  # the first reference, or the teacher
     differences = {part: of["differences"][other] for part, of in found.items()}
     pictures.differences(differences, other, target / "differences.png")
-    fill(results / "README.md", f"results:{name}", summary(name, table, found))
+    pictures.tokens(next(iter(found.values()))["rows"], target / "tokens.png")
+    fill(results.parent / "docs" / "experiments.md", f"results:{name}", summary(name, table, found))
+    fill(results / "README.md", f"brief:{name}", brief(name, table, found))
     print(f"wrote {target}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from experiments.tables import fill  # noqa: E402
+from experiments.tables import fill, tokens  # noqa: E402
 from report import tables  # noqa: E402
 from settings import flags  # noqa: E402
 
@@ -33,9 +33,8 @@ def summary(name):
     rows = {}
     for method in SHOWN:
         title = tables.METHODS[method]
-        tokens = report["cost"].get(method, report["cost"]["answer"])["tokens"]
         cells = [tables.number(test["methods"][title][metric]) for metric in ("ece", "brier", "auroc")]
-        cells.append(f"{tokens:.0f}")
+        cells.append(f"{tokens(report['cost'], method):.0f}")
         for _, s in unseen:
             cells += [tables.number(s["methods"][title][metric]) for metric in ("ece", "auroc")]
         rows[title] = cells

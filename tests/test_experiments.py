@@ -133,13 +133,14 @@ def runs(tmp_path):
             run.write("predictions.jsonl", [
                 {"part": "test" if i < 100 else "unseen", "id": str(i), "family": "ab"[i % 2], "correct": y,
                  "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5,
-                 "untrained": 0.7 + 0.3 * t, "alone": 1 - 0.1 * t}
+                 "untrained": 0.7 + 0.3 * t, "alone": 1 - 0.1 * t, "consistency, scaled": t, "p-true, scaled": t}
                 for i, (y, t, s, e) in enumerate(zip(correct, truth.tolist(), stated, said.tolist(), strict=True))
             ])  # fmt: skip
             log = [{"reward": 0.5, "mean_confidence": 0.1 * seed, "correlation": i / 40 or None} for i in range(39)]
             log = [*log, {"reward": 0.9, "mean_confidence": None, "correlation": 1.0}] if arm == "one" else []
             run.write("metrics.jsonl", log)
-            run.write("report.json", {"cost": {"trained": {"tokens": 3.0 + seed}, "target": {"tokens": 22.0}}})
+            cost = dict(answer=2, target=22, untrained=8, trained=3 + seed, expected=2, alone=3) | {"p-true": 5}
+            run.write("report.json", {"cost": {way: {"tokens": n} for way, n in cost.items()}})
             run.write("stages.json", {"train": {"seconds": 1.5, "tokens": 7, "files": {}}})
             run.write("environment.json", {"cores": 2, "machine": "x", "device": "cpu", "torch": "2"})
         shutil.copytree(run.folder, root / f"samples-{seed}")
@@ -159,9 +160,9 @@ def test_a_table_from_its_runs(runs):
     found, _ = tables.collect(TINY, runs)
     assert list(found) == ["test", "unseen"] and found["test"]["n"] == 100
     rows = found["test"]["rows"]
-    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 9
+    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 11
     assert rows["other, stated"]["malformed"] == pytest.approx(0.1) and rows["one, stated"]["malformed"] == 0
-    assert rows["one, stated"]["tokens"] == pytest.approx(4.5) and rows["one, expected"]["tokens"] is None
+    assert [row["tokens"] for row in rows.values()] == [4.5, 2, 4.5, 2, 3, 8, 5, 22, 22, 2, 2]  # none is unknown
     near = rows["other, stated"]["agreement"]["target"]  # what bounds a student
     for i, seed in enumerate(TINY.seeds):
         of = map(itemgetter("trained", "correct", "target", "family"), asked(runs, "other", seed))
@@ -231,25 +232,29 @@ def test_verdicts_medians_and_intervals_over_seeds():
 
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_written(runs, tmp_path, known):
-    """The report, its page with a picture, and the table in the README beside it; also without known probabilities."""
-    readme, target = tmp_path / "results/README.md", tmp_path / "results/tiny"
+    """The report, its page with pictures, and the tables in two documents; also without known probabilities."""
+    page, readme, target = (tmp_path / name for name in ("docs/experiments.md", "results/README.md", "results/tiny"))
     target.mkdir(parents=True)
-    readme.write_text("a <!-- results:tiny -->\nold\n<!-- end --> b <!-- results:other --> c <!-- end -->")
+    page.parent.mkdir()
+    page.write_text("a <!-- results:tiny -->\nold\n<!-- end --> b <!-- results:other --> c <!-- end -->")
+    readme.write_text("<!-- brief:tiny --><!-- end -->")
     change(runs, "*", lambda r: {} if known else {"truth": None})
     tables.write("tiny", TINY, runs, tmp_path / "results")
     report, text = json.loads((target / "report.json").read_text()), (target / "report.md").read_text()
     assert report["seconds"]["one-1"] == report["seconds"]["one-2"] == {"train": 1.5}
     assert set(report["training tokens"].values()) == {7} and "Training took 2 to 2 s a run." in text
-    rows, shown = report["parts"]["test"]["rows"], readme.read_text()
+    rows, shown = report["parts"]["test"]["rows"], page.read_text()
     assert shown.startswith("a <!--") and shown.endswith("b <!-- results:other --> c <!-- end -->")
-    assert "](tiny/report.md)" in shown and "old" not in shown and "](differences.png)" in text
+    assert "](../results/tiny/report.md)" in shown and "old" not in shown and "](differences.png)" in text
     found = shown.split("| other | ")[1].split(" | ")[0].split(", ")
+    row, far = readme.read_text().split("| other | ")[1], report["parts"]["unseen"]["rows"]["other, expected"]["mean"]
+    assert row.startswith(", ".join(found)) and f", {far['auroc']:.3f} | 4, 2 |\n" in row
     found.append(text.split("## test")[1].split("| one, stated | ")[1].split(" ± ")[0])
     want = [rows[title]["mean"]["ece"] for title in ("other, stated", "other, expected", "one, stated")]
     assert list(map(float, found)) == pytest.approx(want, abs=1e-3)
     assert " 10.0% | 4.5 |" in text and "| one | `--lr 1` |" in text and "nan" not in text
     assert ("| Known probability |" in text) == ("known probability: Spearman" in text) == known
-    assert (target / "differences.png").stat().st_size > 10_000
+    assert all((target / name).stat().st_size > 10_000 for name in ("differences.png", "tokens.png"))
     tables.write("tiny", replace(TINY, arms={"one": "--lr 1"}, references=()), runs, tmp_path / "results")
     text = (target / "report.md").read_text()
     to = ("the teacher", *(f"*{METHODS[way]}*" for way in ("untrained", "alone")))
@@ -390,3 +395,11 @@ def test_the_pages_and_pictures(monkeypatch, samples):
         np.testing.assert_allclose([line.get_xdata() for line in middles], want[:, :1])
         assert [line.get_markerfacecolor() == "white" for line in middles] == [True, False] * 4
         assert np.round([line.get_ydata()[0] for line in middles]).tolist() == [0, 0, 1, 1] * 2
+    # of tokens: an arm has one colour, a score and its scaled form one marker
+    titles = ["one, b, stated", "one, b, expected", "two, stated", "P(True)", "P(True), Platt", "Base rate"]
+    pictures.tokens({t: {"tokens": 2 + i, "mean": {"auroc": i / 9, "ece": i / 7}} for i, t in enumerate(titles)}, None)
+    for lines, whole in zip((axes.lines[:6] for axes in drawn[2].axes), (9, 7), strict=True):
+        assert [(*line.get_xydata()[0],) for line in lines] == [(2 + i, i / whole) for i in range(6)]
+        assert [x.get_marker() for x in lines] == list("oooooD") and len({x.get_color() for x in lines}) == 3
+        assert [line.get_markerfacecolor() == "white" for line in lines] == [True, False, True, True, False, True]
+    assert [text.get_text() for text in drawn[2].legends[0].get_texts()][:3] == ["one, b", "two", "P(True)"]

@@ -36,7 +36,8 @@ for package in PACKAGES:
     FILES |= {f"{package}.{path.stem}": path for path in sorted((ROOT / package).glob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 CODE = [*FILES.values(), *(path for folder in TOOLS for path in sorted((ROOT / folder).glob("*.py")))]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, PAGE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/README.md"))
+REPORTS = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in ROOT.glob("results/*/report.json")}
 
 
 def imported(tree, everywhere=True):
@@ -71,7 +72,7 @@ def test_the_root_is_eleven_short_modules():
     assert not {name: lines for name, lines in found.items() if lines > LINES[name]}
 
 
-@pytest.mark.parametrize("limit, folders", [(2300, ["."]), (5000, [".", *PACKAGES]), (7900, ["tests", "tests/slow"])])
+@pytest.mark.parametrize("limit, folders", [(2300, ["."]), (5000, [".", *PACKAGES]), (7950, ["tests", "tests/slow"])])
 def test_all_of_it_is_short(limit, folders):
     assert count(path for folder in folders for path in (ROOT / folder).glob("*.py")) <= limit
 
@@ -188,13 +189,47 @@ def blocks(document):
 
 def test_the_tables_of_the_documents_are_those_of_the_reports_and_benchmarks():
     assert same_text(blocks("README.md")["results:toy"], publish.summary("toy"))
-    for name, shown in blocks("results/README.md").items():
-        name = name.removeprefix("results:")
-        found = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
-        assert same_text(shown, experiments.tables.summary(name, experiments.grid.TABLES[name], found["parts"])), name
+    for mark, shown in (blocks("docs/experiments.md") | blocks("results/README.md")).items():
+        kind, name = mark.split(":")
+        write = {"results": experiments.tables.summary, "brief": experiments.tables.brief}[kind]
+        assert same_text(shown, write(name, experiments.grid.TABLES[name], REPORTS[name]["parts"])), mark
     found = json.loads((ROOT / "results" / "bench.json").read_text(encoding="utf-8"))
     assert same_text((ROOT / "results" / "bench.md").read_text(encoding="utf-8"), bench.__main__.page(found))
     assert same_text(blocks("docs/cost.md")["bench:cost"], "\n".join([*found["prediction"], "", *found["check"]]))
+
+
+def quotable(name):
+    """What a page may quote of a table. -> {metric: means, medians, and differences with intervals, from both sides}"""
+    report, found = REPORTS[name], {}
+    rows = [row for of in report["parts"].values() for row in of["rows"].values()]
+    means = [row["mean"] for row in rows] + list(report["median of the unseen"].values())
+    apart = [d for of in report["parts"].values() for to in of["differences"].values() for d in to.values()]
+    for title, m in (("AUROC", "auroc"), ("ECE", "ece"), ("Brier score", "brier")):
+        found[title] = [[mean[m]] for mean in means] + [d[m] for d in apart]
+        found[title] += [[-d[m][0], -d[m][2], -d[m][1]] for d in apart if None not in d[m]]
+    seconds = [[of["train"]] for of in report["seconds"].values() if "train" in of]
+    return found | {"tokens": [[row["tokens"]] for row in rows], "s": seconds}
+
+
+def foreign(section):
+    """Numbers that no report to which a section links has, of the metric named last or the unit named next."""
+    known, metric, unknown = [quotable(name) for name in re.findall(r"\]\(([\w-]+)/report\.md\)", section)], None, []
+    number = r"[+-]?\d+(?:\.\d+)?(?!\.?\w)"
+    words = rf"(AUROC|ECE|Brier score)|(?<![\w.-])({number}(?:\s\[{number},\s{number}\])?)(?:\s(tokens|s)\b)?"
+    for title, said, unit in re.findall(words, re.sub(r"`[^`]*`|\]\([^)]*\)", "", section)):
+        metric, values, digits = title or unit or metric, re.findall(number, said), 3 if "." in said else 0
+        of_metric = [[float(f"{x:.{digits}f}") for x in of if x is not None] for found in known for of in found[metric]]
+        unknown += [f"{metric} {said}"] if said and [*map(float, values)] not in of_metric else []
+    return unknown
+
+
+def test_each_number_of_the_eight_answers_is_that_of_a_report():
+    _, *sections = PAGE.split("\n## ")
+    commands = [re.findall(r"`python -m (?:experiments )?([\w-]+)", section) for section in sections]
+    assert len(sections) == 8 and all(commands) and {*sum(commands, [])} <= {*experiments.grid.TABLES, "bench"}
+    assert [found for section in sections for found in foreign(section)] == []
+    wrong = "AUROC 0.811, 0.812, ECE 0.811; 5 tokens, 6 tokens; AUROC +0.042 [+0.023, +0.064] [x](toy-told/report.md)"
+    assert foreign(wrong) == ["AUROC 0.812", "ECE 0.811", "tokens 6", "AUROC +0.042 [+0.023, +0.064]"]
 
 
 def help_of(path):
@@ -204,7 +239,7 @@ def help_of(path):
 
 
 def test_commands_flags_and_names_of_the_readme_and_help_of_the_scripts():
-    assert len(README.split()) <= 1500
+    assert len(README.split()) <= 1500 and len(PAGE.split()) <= 1200
     fenced = "".join(re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
     for line in fenced.replace("&&", "\n").splitlines():
         words = shlex.split(line, comments=True)
@@ -234,8 +269,10 @@ def test_the_list_of_models_has_what_is_known_of_some():
 
 def test_links_and_tests_that_documents_name_exist():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"]:
-        for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
-            assert "://" in link or (path.parent / link).exists(), f"{path.name}: {link}"
+        for link, anchor in re.findall(r"\]\((?!\w+://)([^)#\s]*)#?([^)\s]*)\)", path.read_text(encoding="utf-8")):
+            target = path.parent / link if link else path
+            heads = re.findall("^#+ (.*)", target.read_text(encoding="utf-8").lower(), re.M) if anchor else [""]
+            assert target.exists() and anchor in [re.sub(r"[^\w -]", "", h).replace(" ", "-") for h in heads], link
     assert "2603.06317" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))
     assert len(named) > 8 and all((ROOT / name).is_file() for name in named), named
