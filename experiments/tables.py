@@ -32,10 +32,11 @@ DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman":
 CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
 BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
+PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of it and the sequence probability"}
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 COSTS = {  # like the samples, or like the answer alone; all others are in the report of the run
-    **dict.fromkeys(("consistency", "clusters"), "target"),
-    **dict.fromkeys(("probability", "base rate", "family prior", "truth"), "answer"),
+    **dict.fromkeys(("consistency", "clusters", "all"), "target"),
+    **dict.fromkeys(("probability", "base rate", "family prior", "truth", *PROBES), "answer"),
 }
 
 
@@ -46,8 +47,11 @@ def collect(table, root):
     rows = {arm: {s: run.read("predictions.jsonl") for s, run in of.items()} for arm, of in runs.items()}
     cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
     first, seed = next(iter(table.arms)), table.seeds[0]
+    for s, of in rows[first].items():
+        if (probed := Run(root / f"samples-{s}")).path("probes.jsonl").exists():
+            rows[first][s] = [row | probe for row, probe in zip(of, probed.read("probes.jsonl"), strict=True)]
     methods = {(arm, field): f"{arm}, {kind}" for arm in table.arms for field, kind in TRAINED.items()}
-    methods |= {(first, field): title for field, title in METHODS.items() if field not in TRAINED}
+    methods |= {(first, field): title for field, title in (METHODS | PROBES).items() if field not in TRAINED}
     for arm in table.arms:
         if [r["target"] for r in rows[arm][seed]] != [r["target"] for r in rows[first][seed]]:
             methods[arm, "target"] = f"Teacher of: {arm}"
@@ -265,23 +269,25 @@ def summary(name, table, found):
 
 
 def brief(name, table, found):
-    """The table of results/README.md: as stated and as expected, with the median of what was never trained on."""
-    test, *unseen = (of["rows"] for of in found.values())
-    cells = {}
+    """The table of results/README.md: as stated and as expected; over the unseen sets Brier's mean, AUROC's median."""
+    test, cells = next(iter(found.values()))["rows"], {}
+    unseen = {m: [found[part]["rows"] for part in primary.parts_of("unseen", m, found)] for m in ("brier", "auroc")}
     for title, of in _titles(table, found).items():
-        far = [float(np.median([rows[one]["mean"]["auroc"] for rows in unseen])) for one in of]
+        far = [[float(how([rows[one]["mean"][m] for rows in unseen[m]])) for one in of]
+               for m, how in (("brier", np.mean), ("auroc", np.median))]  # fmt: skip
         of_test = [[test[one]["mean"][m] for one in of] for m in ("ece", "brier", "auroc")]
-        cells[title] = [", ".join(f"{x:.3f}" for x in values) for values in (*of_test, far)]
+        cells[title] = [", ".join(f"{x:.3f}" for x in values) for values in (*of_test, *far)]
         cells[title].append(", ".join(f"{test[one]['tokens']:.0f}" for one in of))
-    heads = ["stated, expected", "ECE", "Brier", "AUROC", "AUROC, unseen", "tokens"]
+    heads = ["stated, expected", "ECE", "Brier", "AUROC", "Brier, unseen", "AUROC, unseen", "tokens"]
     return "\n".join([*lines(heads, cells), "", f"{_seeds(table)}: [{name}]({name}/report.md)."])
 
 
 def _titles(table, found):
     """The rows of the short tables. -> {title: titles in a report}: of an arm both readouts, then what one compares"""
     rows = {arm: (f"{arm}, stated", f"{arm}, expected") for arm in table.arms}
-    others = ("untrained", "target", "probability, scaled", "base rate", "family prior", "truth")
-    known = [METHODS[field] for field in others if all(METHODS[field] in of["rows"] for of in found.values())]
+    others = ["untrained", "target", "probability, scaled", "all, scaled", *PROBES]
+    others = [(METHODS | PROBES)[field] for field in (*others, "base rate", "family prior", "truth")]
+    known = [title for title in others if all(title in of["rows"] for of in found.values())]
     return rows | {f"*{title}*": (title,) for title in known}
 
 

@@ -9,15 +9,17 @@ from operator import itemgetter
 
 import numpy as np
 import pytest
+import torch
 from helpers import ASKED, plain_logits, randomise
 from scipy.stats import norm, spearmanr
 
 import eval as ev
+import lm
 import lora
 import rl
 from data import Prompt
 from experiments import __main__ as main
-from experiments import controls, folds, grid, pictures, primary, replication, scores, tables, thoughts
+from experiments import controls, folds, grid, pictures, primary, probes, replication, scores, tables, thoughts
 from experiments.grid import TABLES, Table, slug
 from infra.cli import parse
 from infra.folder import Run, key
@@ -113,6 +115,34 @@ def test_controls_change_the_targets_of_training_alone(tmp_path):
     changed = [row["target"] for row in controls.teacher(flipped, config)]
     moved = {i % 4 for i in parts["train"] if abs(changed[i] - better[i]) > 1e-12}
     assert moved == {1, 2, 3}
+
+
+def test_the_probe_reads_the_states_before_the_confidence(tiny):
+    """Against a plain forward pass over each whole prompt."""
+    model = lm.load(tiny("llama"))
+    prompt, asked = Prompt(model, "fewshot", ()), (("Why?", "Because"), ("Who was it?", "x"), ("A", "b"))
+    rows = [{"question": question, "answer": answer, "thought": ""} for question, answer in asked]
+    found = probes.states(model, prompt, rows, Config(sample_batch=2))
+    layers = len(model.model.base_model.layers)
+    for row, got in zip(rows, found, strict=True):
+        ids = torch.tensor([sum(prompt.confidence(row["question"], row["answer"]), [])])
+        every = model.model(ids, output_hidden_states=True).hidden_states
+        want = torch.cat([every[layers * part // 6][0, -1] for part in (3, 4)])
+        np.testing.assert_allclose(got[: len(want)], want, atol=1e-4)
+
+
+def test_a_probe_finds_what_is_linear_and_is_never_fitted_on_what_it_judges():
+    rng = np.random.default_rng(0)
+    hidden, hint = rng.normal(size=(900, 40)), rng.random(900)
+    target = np.clip(0.4 + hidden[:, 0] / 10 + (hint - 0.5) / 3, 0, 1)
+    parts = ["platt"] * 100 + ["train"] * 500 + ["test"] * 300
+    rows = [{"part": p, "probability": h, "target": None if p == "platt" else t}
+            for p, h, t in zip(parts, hint, target, strict=True)]  # fmt: skip
+    found = probes.columns(rows, hidden)
+    near = {name: spearmanr(of, target[600:]).statistic for name, of in found.items()}
+    assert near["probe, told"] > 0.98 > near["probe"] + 0.1 and all(len(of) == 300 for of in found.values())
+    other = probes.columns([r | ({"target": 0.0} if r["part"] == "test" else {}) for r in rows], hidden)
+    np.testing.assert_array_equal(other["probe"], found["probe"])
 
 
 TINY = Table("Title", "Text.", {"one": "--lr 1", "other": "--lr 2"}, (1, 2), ("other",), resamples=200)
