@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -89,7 +90,10 @@ def in_one_sentence(main):
         try:
             main(sys.argv[1:] if argv is None else argv)
             return 0
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # a bar that is half made would complain
+            traceback.clear_frames(error.__traceback__)
+            sys.unraisablehook = hook
             return _stopped()
         except (ValueError, OSError) as error:
             sentence = str(error)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import itertools
 import json
 import math
@@ -498,6 +499,24 @@ def test_artefacts_are_written_whole_or_not_at_all(error, tmp_path, monkeypatch)
         run.write("x.json", {"a": 2})
     assert str(caught.value).endswith(f" '{tmp_path / 'x.json.tmp'}'") == (type(error) is OSError)
     assert run.read("x.json") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_ctrl_c_leaves_half_made_does_not_complain(capsys, monkeypatch):
+    """As a progress bar whose constructor is interrupted, which lacks what its destructor needs."""
+
+    class Bar:
+        def __init__(self):
+            raise KeyboardInterrupt
+
+        def __del__(self):
+            raise AttributeError("'tqdm' object has no attribute 'pos'")
+
+    complaints = []
+    monkeypatch.setattr("sys.unraisablehook", complaints.append)
+    assert cli.in_one_sentence(lambda argv: Bar())([]) == 130
+    gc.collect()
+    assert not complaints and capsys.readouterr().err.startswith("stopped: ")
+    assert sys.unraisablehook == complaints.append
 
 
 def test_another_seed_gives_other_samples_and_another_toy_model(finished, call, gpt2, tmp_path, monkeypatch):
