@@ -108,11 +108,12 @@ SMOLLM2_REFLECTING = (
 KINDS = "antonyms calendar categories definitions letters roman translation".split()
 UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
 UNSEEN = ",".join([UNSEEN, *(f"facts/unseen/{kind}.jsonl" for kind in KINDS)])
-SMOLLM2_TOLD = (
-    f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} "
-    "--platt-questions 300 --train-questions 2400 --test-questions 600 --ood-questions 100 "
+WIDE = (
+    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} --platt-questions 300 --ood-questions 100 "
     "--warmup 60 --steps 60 --questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
+SMOLLM2_TOLD = f"{MODEL} {WIDE} --train-questions 2400 --test-questions 600"
+GEMMA = f"--model models/gemma-3-270m --embedder models/all-minilm-l6-v2 --prompt fewshot {WIDE} --test-questions 400"
 TELL, TELL_EXACT, SUPERVISED = "--tell probability", "--tell probability --gradient exact", "--warmup 120 --steps 0"
 SMOLLM2_TOLD_ARMS = {
     "exact gradient, told": f"{TELL_EXACT} --baselines stated",
@@ -127,6 +128,8 @@ SMOLLM2_TOLD_ARMS = {
     "told, and nothing else": TELL_EXACT,
     "shuffled targets, told": TELL_EXACT,
 }
+STRENGTHS = {f"{kind}, kl {kl}": f"--advantage {kind} --kl {kl}"
+             for kind, every in (("loo", (0.003, 0.01, 0.03, 0.1)), ("zscore", (0.03, 0.1, 0.3, 1.0))) for kl in every}
 BEST, FREE = "exact gradient, told, expected", "Sequence probability, Platt"
 TEACHER, NOT_TOLD = "Teacher: samples, entropy, Platt", "exact gradient, expected"
 
@@ -166,6 +169,16 @@ TABLES = {
         "The exact gradient after a sampled reflection, with SmolLM2-135M",
         "Seed 1 of smollm2-reflection: the same questions, samples and steps.",
         SMOLLM2_EXACT, (1,), (PAPER, "the number alone"), SMOLLM2_REFLECTING,
+    ),
+    "toy-kl": Table(
+        "How much divergence from the base model either kind of advantage needs, on three toy worlds",
+        "The paper's arm, the number alone; a z-scored advantage is larger, and so the same --kl weighs less.",
+        STRENGTHS, SEEDS[:3], ("loo, kl 0.03",), f"{ALONE} --steps 500",
+    ),
+    "gemma-told": Table(
+        "A second model: gemma-3-270m, which is not an instruct model", "As smollm2-told, with fewer questions.",
+        {arm: SMOLLM2_TOLD_ARMS[arm] for arm in ("exact gradient, told", "exact gradient")}, (1,),
+        ("exact gradient",), GEMMA,
     ),
     "toy-arms": Table(
         "Every arm on five toy worlds", "All arms have the same questions, samples, steps and learning rate.",
