@@ -84,3 +84,47 @@ def test_elements_agree_with_each_other():
         assert ANSWERS[f"What is the atomic number of {name}?"] == [str(number)]
         [symbol] = ANSWERS[f"What is the chemical symbol of {name}?"]
         assert name in ANSWERS[f"Which chemical element has the symbol {symbol}?"]
+
+
+UNSEEN = {path.stem: rows(path) for path in sorted((FACTS.parent / "unseen").glob("*.jsonl"))}
+MONTHS = "January February March April May June July August September October November December".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+ORDINALS = "first second third fourth fifth sixth seventh".split()
+NUMERALS = {"I": 1, "V": 5, "X": 10, "L": 50}
+
+
+def value(numeral):
+    """Of a Roman numeral: a sign before a larger one counts less than nothing."""
+    each = [NUMERALS[sign] for sign in numeral]
+    return sum(-a if a < b else a for a, b in zip(each, [*each[1:], 0], strict=True))
+
+
+def expected(question):
+    """The answer to a question of a set that is computed."""
+    if match := re.search(r"the (\w+) letter of the word \"(\w+)\"", question):
+        return match[2][ORDINALS.index(match[1])]
+    if match := re.search(r"comes (?:right|(\d) \w+) (after|before) (\w+)\?", question):
+        names = MONTHS if match[3] in MONTHS else DAYS
+        return names[(names.index(match[3]) + int(match[1] or 1) * (1 if match[2] == "after" else -1)) % len(names)]
+    return str(value(re.search(r"numeral ([IVXL]+)\?", question)[1]))
+
+
+def test_unseen_sets():
+    known = {row["question"].lower() for row in ROWS}
+    assert list(UNSEEN) == "antonyms calendar categories definitions letters roman translation".split()
+    for name, of in UNSEEN.items():
+        assert len(of) >= 100 and len({row["question"].lower() for row in of} - known) == len(of)
+        assert {row["family"] for row in of} == {name} and len({row["id"] for row in of}) == len(of)
+        for row in of:
+            assert row["answers"] and all(grade(a, row["answers"]) for a in row["answers"])
+            assert row["question"].endswith("?") and not grade(row["question"], row["answers"])
+            if name in ("calendar", "letters") or "as a Roman" not in row["question"] and name == "roman":
+                assert row["answers"] == [expected(row["question"])]
+            elif name == "roman":
+                assert value(*row["answers"]) == int(re.search(r"\d+", row["question"])[0])
+    for name, question, answer in (
+        ("translation", "German word \"Dienstag\"", "Tuesday"), ("translation", "French word \"août\"", "August"),
+        ("antonyms", "\"beautiful\"", "ugly"), ("categories", "\"toffee\"", "food"),
+    ):  # fmt: skip
+        (row,) = (row for row in UNSEEN[name] if question in row["question"])
+        assert grade(answer, row["answers"])
