@@ -92,9 +92,9 @@ class Config:
     baselines: str = flag("", "beside those that cost nothing: stated (untrained, with Platt), zero-shot, p-true; "
                           "commas join. Each reads the questions again", "eval")  # fmt: skip
     resamples: int = flag(1000, "resamples of the bootstrap", "eval", POSITIVE)
-    readout: str = flag("stated", "what ask and predict return; stated: the number that the model writes; expected: "
-                        "its mean over all numbers that it could write", None,
-                        choices=("stated", "expected"))  # fmt: skip
+    readout: str = flag("expected", "what ask and predict return; expected: the mean of all numbers that the model "
+                        "could write, by their probability; stated: the one that it writes", None,
+                        choices=("expected", "stated"))  # fmt: skip
     engine: str = flag("auto", "plain: a row for each completion; shared: equal beginnings are computed once; auto: "
                        "shared for short completions, if the model allows it", None,
                        choices=("auto", "plain", "shared"))  # fmt: skip

@@ -10,13 +10,14 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from experiments.tables import fill, tokens  # noqa: E402
 from report import tables  # noqa: E402
-from settings import flags  # noqa: E402
+from settings import Config, flags, usual  # noqa: E402
 
 FILES = ("report.json", "report.md", "metrics.jsonl", "predictions.jsonl", "stages.json", "platt.json", "config.json",
          "environment.json")  # fmt: skip
@@ -46,7 +47,9 @@ def summary(name):
     if tables.METHODS["truth"] in test["methods"]:
         known = test["methods"][tables.METHODS["truth"]]
         text += f" Known probability: ECE {known['ece']:.3f}, Brier {known['brier']:.3f}, AUROC {known['auroc']:.3f}."
-    machine, call = report["environment"], f"python calunc.py {flags(report['config'])}".strip()
+    default = usual(report["config"]["model"])
+    config = report["config"] | {f.name: default[f.name] for f in fields(Config) if not f.metadata["stage"]}
+    machine, call = report["environment"], f"python calunc.py {flags(config)}".strip()
     text += f" `{call}`, {machine['cores']} {machine['machine']} cores ({machine['device']})."
     return "\n".join([*tables.lines(heads, rows), "", f"{text} All rows: [results/{name}](results/{name}/report.md)."])
 

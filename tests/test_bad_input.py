@@ -243,7 +243,7 @@ def test_an_adapter_of_another_model(copy, call, tiny, tmp_path, capsys):
     ("config.json", dict(rank=4), "holds no adapter for its settings"),
     ("config.json", dict(model="gpt2"), "holds no adapter for its settings"),
     ("config.json", dict(rank=None), "is damaged: rank is None"),
-    ("config.json", dict(readout="zzz"), "--readout is 'zzz': it must be one of stated, expected"),
+    ("config.json", dict(readout="zzz"), "--readout is 'zzz': it must be one of expected, stated"),
 ])  # fmt: skip
 def test_a_run_folder_that_was_damaged(name, content, message, copy, capsys):
     changed = isinstance(content, dict)  # by hand

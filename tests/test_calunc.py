@@ -160,7 +160,7 @@ def test_ask_and_predict_do_not_depend_on_the_batch(finished, tmp_path, capsys):
 
 def test_the_answers_are_those_of_the_frozen_model(train, stating):
     out = train("--lr", "0.1", "--steps", "12")
-    samples, lm = rows(out / "samples.jsonl"), use.CalibratedLM(out)
+    samples, lm = rows(out / "samples.jsonl"), use.CalibratedLM(out, readout="stated")
     given = lm.ask_all([s["question"] for s in samples])
     assert [a.text for a in given] == [s["answer"] for s in samples] and None not in [a.confidence for a in given]
     prompts, stop = [lm.prompt.answer(s["question"]) for s in samples], language.stop_ids(lm.model, "\n")
@@ -190,17 +190,17 @@ def test_merge_writes_an_ordinary_model(train, finished, call, mixed, tmp_path, 
 
 
 def test_a_run_can_be_asked_with_other_settings_that_change_no_result(copy, call, tmp_path, monkeypatch, capsys):
-    """On a CPU where it was made on a GPU; with the default readout where it has another."""
+    """On a CPU where it was made on a GPU; with another readout than it was made with."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings = read(copy / "config.json") | {"device": "cuda", "readout": "expected"}
+    settings = read(copy / "config.json") | {"device": "cuda", "readout": "stated"}
     (copy / "config.json").write_text(json.dumps(settings))
     assert "--device is cuda" in asked(capsys, copy)[1] and asked(capsys, copy, "--device", "cpu")[0] == 0
-    assert use.CalibratedLM(copy, device="cpu").config.readout == "expected"
+    assert use.CalibratedLM(copy, device="cpu").config.readout == "stated"
     for settings, said in (({"steps": 4}, "no --steps"), ({"zzz": 3}, "no --zzz"), ({"readout": "zzz"}, "is 'zzz'")):
         with pytest.raises(ValueError, match=said):
             use.CalibratedLM(copy, **settings)
-    given = cli.parse(["ask", "why", "--device", "cpu", "--readout", "stated"])[0].given
-    assert use.CalibratedLM(copy, **given).config.readout == "stated"
+    given = cli.parse(["ask", "why", "--device", "cpu", "--readout", "expected"])[0].given
+    assert use.CalibratedLM(copy, **given).config.readout == "expected"
     assert call(tmp_path / "new", "--device", "cuda") == 2 and not (tmp_path / "new").exists()
 
 
@@ -681,7 +681,7 @@ def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
             if np.ptp(worst):
                 ranks = spearmanr(worst, [r["target"] for r in found]).statistic
                 assert report["methods"][title]["spearman"] == pytest.approx(ranks) and f" | {ranks:.3f} | " in text
-    assert list(report["methods"]) == list(expected) and len(expected) == 16
+    assert list(report["methods"]) == list(expected) and len(expected) == 17
     for title, pairs in expected.items():
         (confidence, correct), row = np.array(pairs, dtype=float).T, report["methods"][title]
         assert (row["n"], row["accuracy"]) == (len(pairs), pytest.approx(correct.mean()))

@@ -202,11 +202,14 @@ def quotable(name):
     """What a page may quote of a table. -> {metric: means, medians, and differences with intervals, from both sides}"""
     report, found = REPORTS[name], {}
     rows = [row for of in report["parts"].values() for row in of["rows"].values()]
-    means = [row["mean"] for row in rows] + list(report["median of the unseen"].values())
+    means = [row["mean"] for row in rows] + list(report.get("median of the unseen", {}).values())
+    for of in report.get("over the unseen", {}).values():  # "auroc median" and "auroc mean" are both of AUROC
+        means += [{name.split()[0]: value} for name, value in of.items()]
     apart = [d for of in report["parts"].values() for to in of["differences"].values() for d in to.values()]
     for title, m in (("AUROC", "auroc"), ("ECE", "ece"), ("Brier score", "brier")):
-        found[title] = [[mean[m]] for mean in means] + [d[m] for d in apart]
-        found[title] += [[-d[m][0], -d[m][2], -d[m][1]] for d in apart if None not in d[m]]
+        of = [d[m] for d in apart if None not in d[m]]
+        of += [[row["difference"], *row["interval"]] for row in report.get("primary", ()) if row["metric"] == m]
+        found[title] = [[mean[m]] for mean in means if m in mean] + of + [[-d, -high, -low] for d, low, high in of]
     seconds = [[of["train"]] for of in report["seconds"].values() if "train" in of]
     return found | {"tokens": [[row["tokens"]] for row in rows], "s": seconds}
 
