@@ -7,8 +7,8 @@
 
 The last two need the models and questions that scripts/fetch_*.py fetch.
 
-A run that is finished is not made again, so an interrupted table goes on where it was. Runs are in runs/experiments,
-results in results/TABLE.
+A run that is finished is not made again, so an interrupted table goes on where it was; it has the arms that are
+finished for all seeds. Runs are in runs/experiments, results in results/TABLE.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import folds, tables
@@ -79,6 +80,19 @@ def refuse_unknown(parser, option, given, known):
             parser.error(f"{option}: no {one!r} in this table; choose from {', '.join(map(repr, known))}")
 
 
+def finished(table, root):
+    """-> the arms with a finished run for every seed, {name: flags}; the folders of the other runs"""
+    arms, missing = dict(table.arms), []
+    for name in table.arms:
+        for seed in table.seeds:
+            _, config = parse(shlex.split(table.call(name, seed)))
+            run = Run(root / f"{slug(name)}-{seed}")
+            if not run.done("eval", config):
+                missing.append(run.folder.name)
+                arms.pop(name, None)
+    return arms, missing
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*TABLES, "scores"])
@@ -116,16 +130,13 @@ def main():
                 runs.append(pool.submit(arm, bases[seed], folder, table.call(name, seed), threads, program))
         for future in runs:
             future.result()
-    missing = []
-    for name in table.arms:
-        for seed in table.seeds:
-            _, config = parse(shlex.split(table.call(name, seed)))
-            run = Run(root / f"{slug(name)}-{seed}")
-            missing += [] if run.done("eval", config) else [run.folder.name]
+    arms, missing = finished(table, root)
     if missing:
-        print(f"no table yet, without {', '.join(missing)}")
+        print(f"not finished: {', '.join(missing)}")
+    if {next(iter(table.arms)), *table.references} <= arms.keys():
+        tables.write(args.table, replace(table, arms=arms), root, ROOT / "results")
     else:
-        tables.write(args.table, table, root, ROOT / "results")
+        print("no table without its first arm and those that it compares others with")
 
 
 if __name__ == "__main__":

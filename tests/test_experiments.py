@@ -291,6 +291,11 @@ def test_what_is_written(runs, tmp_path, known):
     assert text.count("Differences to") == 3 * 2 and all(text.count(f"Differences to {name}") == 2 for name in to)
 
 
+def test_a_table_has_the_arms_that_are_finished_for_all_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "done", lambda run, stage, config: run.folder.name != f"other-{config.seed // 2 * 2}")
+    assert main.finished(TINY, tmp_path) == ({"one": "--lr 1"}, ["other-2"])
+
+
 def test_an_interrupted_copy_of_the_samples_is_no_obstacle(tmp_path, monkeypatch):
     calls, folder = [], tmp_path / "one-1"
     monkeypatch.setattr(main, "calunc", lambda *args: calls.append(args))
