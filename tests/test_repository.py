@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,9 @@ def test_the_tables_of_the_documents_are_those_of_the_reports_and_benchmarks():
     for mark, shown in (blocks("docs/experiments.md") | blocks("results/README.md")).items():
         kind, name = mark.split(":")
         write = {"results": experiments.tables.summary, "brief": experiments.tables.brief}[kind]
-        assert same_text(shown, write(name, experiments.grid.TABLES[name], REPORTS[name]["parts"])), mark
+        ran = {field: REPORTS[name][field] for field in ("arms", "seeds")}  # those that are finished
+        table = replace(experiments.grid.TABLES[name], **ran)
+        assert same_text(shown, write(name, table, REPORTS[name]["parts"])), mark
     found = json.loads((ROOT / "results" / "bench.json").read_text(encoding="utf-8"))
     assert same_text((ROOT / "results" / "bench.md").read_text(encoding="utf-8"), bench.__main__.page(found))
     assert same_text(blocks("docs/cost.md")["bench:cost"], "\n".join([*found["prediction"], "", *found["check"]]))
