@@ -6,7 +6,7 @@
 
 Holm, "A simple sequentially rejective multiple test procedure", 1979. All other differences of a table are exploration:
 of twenty intervals at 95% one excludes 0 by chance. A metric of the unseen sets is the mean over the sets, for AUROC
-over those with at least FEW right and FEW wrong answers, for the others have none to speak of.
+over those with at least FEW right and FEW wrong answers, because it is hardly defined on the others.
 """
 
 import numpy as np
