@@ -101,12 +101,12 @@ def main():
     parser.add_argument("--arms", nargs="*", help="only these")
     args = parser.parse_args()
     threads = max(1, cores() // args.jobs)
-    root = ROOT / "runs" / "experiments" / args.table
     if args.table == "scores":
         if args.seeds or args.arms:
             parser.error("scores takes neither --seeds nor --arms")
-        return scores(root, threads)
+        return scores(ROOT / "runs" / "experiments" / args.table, threads)
     table = TABLES[args.table]
+    root = ROOT / "runs" / "experiments" / (table.runs_of or args.table)
     refuse_unknown(parser, "--seeds", args.seeds, table.seeds)
     refuse_unknown(parser, "--arms", args.arms, table.arms)
     seeds = args.seeds or table.seeds

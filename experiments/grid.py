@@ -53,6 +53,7 @@ class Table:
     programs: dict = field(default_factory=dict)  # of some arms, instead of calunc.py
     folds: bool = False  # one sample of questions for all seeds, cut in another way for each: experiments/folds.py
     primary: tuple = ()  # of experiments/primary.py, named before any run
+    runs_of: str = ""  # another table, whose samples and runs these are
 
     def call(self, arm, seed):
         """The flags of one run."""
@@ -109,15 +110,22 @@ KINDS = "antonyms calendar categories definitions letters roman translation".spl
 UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
 UNSEEN = ",".join([UNSEEN, *(f"facts/unseen/{kind}.jsonl" for kind in KINDS)])
 WIDE = (
-    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} --platt-questions 300 --ood-questions 100 "
-    "--warmup 60 --steps 60 --questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
+    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} --platt-questions 300 "
+    "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
-SMOLLM2_TOLD = f"{MODEL} {WIDE} --train-questions 2400 --test-questions 600"
-GEMMA = f"--model models/gemma-3-270m --embedder models/all-minilm-l6-v2 --prompt fewshot {WIDE} --test-questions 400"
+SMOLLM2_TOLD = (
+    f"{MODEL} {WIDE} --train-questions 2400 --test-questions 600 --ood-questions 100 --warmup 60 --steps 60"
+)
+GEMMA = (
+    f"--model models/gemma-3-270m --embedder models/all-minilm-l6-v2 --prompt fewshot {WIDE} "
+    "--train-questions 700 --test-questions 300 --ood-questions 60 --warmup 40 --steps 40"
+)
 TELL, TELL_EXACT, SUPERVISED = "--tell probability", "--tell probability --gradient exact", "--warmup 120 --steps 0"
 SMOLLM2_TOLD_ARMS = {
     "exact gradient, told": f"{TELL_EXACT} --baselines stated",
     "exact gradient": "--gradient exact",
+}
+SMOLLM2_CONTROLS = {
     f"{PAPER}, told": TELL,
     PAPER: "",
     f"{BRIER}, told": f"{TELL} --reward brier",
@@ -136,19 +144,23 @@ TEACHER, NOT_TOLD = "Teacher: samples, entropy, Platt", "exact gradient, expecte
 TABLES = {
     "smollm2-told": Table(
         "What it is worth to be told the answer's probability, with SmolLM2-135M and real questions",
-        "All arms have the same questions and samples and 120 updates on 24 questions. The test parts of the three "
+        "Both arms have the same questions and samples and 120 updates on 24 questions. The test parts of the three "
         "seeds have no question in common; the unseen sets are the same.",
-        SMOLLM2_TOLD_ARMS, SEEDS[:3], ("exact gradient", "exact gradient, told"), SMOLLM2_TOLD,
-        programs={
-            "a better teacher, told": "experiments.controls teacher",
-            "told, and nothing else": "experiments.controls told",
-            "shuffled targets, told": "experiments.controls shuffled",
-        },
-        folds=True, primary=(
+        SMOLLM2_TOLD_ARMS, SEEDS[:3], ("exact gradient", "exact gradient, told"), SMOLLM2_TOLD, folds=True, primary=(
             (BEST, FREE, "test", "brier"), (BEST, TEACHER, "test", "brier"), (BEST, NOT_TOLD, "test", "brier"),
             (BEST, FREE, "unseen", "auroc"), (BEST, TEACHER, "unseen", "auroc"), (BEST, NOT_TOLD, "unseen", "auroc"),
             (BEST, FREE, "unseen", "brier"), (BEST, TEACHER, "unseen", "brier"),
         ),
+    ),
+    "smollm2-controls": Table(
+        "What the student of smollm2-told owes to what, with SmolLM2-135M and real questions",
+        "Its questions, samples and runs of the first seed, and other arms with as many updates on as many questions.",
+        SMOLLM2_TOLD_ARMS | SMOLLM2_CONTROLS, (1,), ("exact gradient, told",), SMOLLM2_TOLD, programs={
+            "a better teacher, told": "experiments.controls teacher",
+            "told, and nothing else": "experiments.controls told",
+            "shuffled targets, told": "experiments.controls shuffled",
+        },
+        folds=True, runs_of="smollm2-told",
     ),
     "toy-reflection": Table(
         "What a reflection is good for, on five toy worlds", "All arms have the same questions, samples and steps.",
