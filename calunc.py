@@ -10,7 +10,8 @@ The method of "From Entropy to Calibrated Uncertainty: Training Language Models 
 2), `train` the model to reflect and then state that number (its stage 3), `eval` what it states. Each stage
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
-From infra: cli (flags, what is done already), setup (questions, model), parallel (processes), files.first, grading.
+From infra: cli (flags, what is done already), commands (ask, predict, ...), setup (questions, model), parallel
+(processes), files.first, grading.
 """
 
 from infra import cli
@@ -27,7 +28,6 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
-import entropy
 import lm
 import lora
 import platt
@@ -35,7 +35,7 @@ import rl
 import toy
 import use
 from beyond import baselines, compare, exact, graders, rewards
-from infra import parallel, setup
+from infra import commands, parallel, setup
 from infra.files import first
 from infra.grading import grade
 from report import build, tables
@@ -86,16 +86,12 @@ def calibrate(config, run, model):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
         cut += sum(len(embedder.encode(text, special=True)) > embedder.tokenizer.model_max_length for text in texts)
-        embeddings = lm.embed(embedder, texts).reshape(len(batch), 1 + config.samples, -1)  # (N, 1 + n, d)
-        gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
-        score = entropy.von_neumann(gram[:, 1:, 1:])  # (N,)
-        for row, k, h, label in zip(batch, gram, score.tolist(), labels[start : start + some], strict=True):
+        score = use.scores(embedder, batch, config)  # entropy, similarity and what else is free
+        for row, own, label in zip(batch, score, labels[start : start + some], strict=True):
             found.append({
-                "part": row["part"], "id": row["id"], "family": row["family"], "entropy": h,
-                "similarity": float(k[0, 1:].mean()),  # of the answer to the samples
+                "part": row["part"], "id": row["id"], "family": row["family"], **own,
                 "correct": label, "exact": grade(row["answer"], row["answers"]),
                 "truth": row["truth"] and row["truth"].get(row["answer"], 0.0),
-                **baselines.free(row, k[1:, 1:]),
             })  # fmt: skip
 
     if cut:
@@ -202,7 +198,8 @@ def main(argv):
     if args.print_settings:
         return
     if args.command in cli.USES:
-        return getattr(use, args.command)(args)
+        cli.check_use(args)
+        return getattr(commands, args.command)(args)
     with parallel.joined(config.device):
         run, todo = cli.plan(args, config)
         if todo:

@@ -49,7 +49,7 @@ class Config:
                        "says yes or no; file: --labels", "calibrate",
                        choices=("exact", "contains", "judge", "file"))  # fmt: skip
     judge: str = flag("", "with --grader judge: a hub id or folder", "calibrate")
-    labels: str = flag("", "with --grader file: JSONL of `id` and `correct`, 0 or 1", "calibrate")
+    labels: str = flag("", "JSONL; --grader file: `id`, `correct`; recalibrate: `question`, `correct`", "calibrate")
     target: str = flag("question", "question: Platt scaling of the entropy; answer: of the entropy and the answer's "
                        "mean similarity to the samples", "calibrate", choices=("question", "answer"))  # fmt: skip
     folds: int = flag(5, "number of folds of the cross-fitted targets", "calibrate", POSITIVE)
@@ -92,9 +92,9 @@ class Config:
     baselines: str = flag("", "beside those that cost nothing: stated (untrained, with Platt), zero-shot, p-true; "
                           "commas join. Each reads the questions again", "eval")  # fmt: skip
     resamples: int = flag(1000, "resamples of the bootstrap", "eval", POSITIVE)
-    readout: str = flag("expected", "what ask and predict return; expected: the mean of all numbers that the model "
-                        "could write, by their probability; stated: the one that it writes", None,
-                        choices=("expected", "stated"))  # fmt: skip
+    readout: str = flag("expected", "confidence of ask and predict; expected: mean of the numbers that the model could "
+                        "write; stated: the one that it writes; sequence, samples: untrained (beyond/readouts.py)",
+                        None, choices=("expected", "stated", "sequence", "samples"))  # fmt: skip
     engine: str = flag("auto", "plain: a row for each completion; shared: equal beginnings are computed once; auto: "
                        "shared for short completions, if the model allows it", None,
                        choices=("auto", "plain", "shared"))  # fmt: skip

@@ -1,31 +1,29 @@
-"""What a trained run is for: a language model that answers and says how sure it is. `ask`, `predict`, `merge` use it.
+"""What a run is for: a language model that answers and says how sure it is. The commands use it: infra/commands.py.
 
     lm = CalibratedLM("runs/x")
     answer = lm.ask("What is the capital of Peru?")
     answer.text, answer.confidence
+    lm.judge("What is the capital of Peru?", "Cusco").confidence
 
-From infra: setup (the model and the settings of a run), folder.Run, files.read_questions, loop.sampled, models.save.
+From infra: setup (the model and the settings of a run), loop.sampled.
 """
 
 import functools
 import time
 from dataclasses import dataclass
 from math import exp
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import data
+import entropy
 import lm
 import lora
 import rl
-from beyond import baselines, exact
-from infra import models, setup
-from infra.files import read_questions
-from infra.folder import Run
+from beyond import baselines, exact, readouts
+from infra import setup
 from infra.loop import sampled
-from report import card
 
 
 @dataclass(frozen=True)
@@ -36,35 +34,82 @@ class Answer:
 
 
 class CalibratedLM:
-    """What a finished run has made of a language model.
+    """What a run has made of a language model.
 
-    settings: those that change no training, as device="cpu". Raises ValueError for others, and without an adapter.
+    settings: those that change no training, as device="cpu" or readout="sequence". fit: the name of one that
+    `recalibrate` made. Raises ValueError for other settings, and for a run that is not far enough for the readout.
     """
 
-    def __init__(self, folder="runs/toy", **settings):
-        self.config, self.run = setup.trained_run(folder, settings)
+    def __init__(self, folder="runs/toy", fit="", **settings):
+        self.config, self.run = setup.usable_run(folder, settings)
+        self.field = readouts.FIELDS[self.config.readout]
+        self.refitted = setup.fit_of(self.config, self.run, fit) if fit else None
         self.model, self.prompt = setup.load_model(self.config, self.run)
-        lora.load_adapter(self.model, self.run.path("adapter"))
+        if self.config.readout in readouts.TRAINED:
+            lora.load_adapter(self.model, self.run.path("adapter"))
+        else:
+            self.labelled = [row for row in self.run.read("targets.jsonl") if row["part"] in ("platt", "train")]
+        if self.config.readout == "samples":
+            self.embedder = lm.load_embedder(self.config.embedder, self.model)
 
     def ask(self, question):
         """-> Answer"""
         return self.ask_all([question])[0]
 
+    def judge(self, question, answer):
+        """How sure the model is of an answer from elsewhere. -> Answer"""
+        return self.judge_all([question], [answer])[0]
+
     def ask_all(self, questions):
-        """The same in batches. -> list of Answer"""
-        model, prompt, config = self.model, self.prompt, self.config
-        questions = setup.askable(config, model, questions)
-        way, found = {"stated": "trained", "expected": "expected"}[config.readout], {}
-        for batch in batches(range(len(questions)), lambda i: len(questions[i]), config.sample_batch):
-            asked = [questions[i] for i in batch]
-            seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
-            with lora.adapter(model, False):
-                replies = [r for (r,) in answers(model, prompt, asked, [config.answer_temperature], seeds, config)]
-            pairs = [(q, r.text, r.thought, exp(r.logprob / r.tokens)) for q, r in zip(asked, replies, strict=True)]
-            said = state(model, prompt, pairs, [way], config)[way]
-            for i, reply, confidence, reflection in zip(batch, replies, said[0], said[3], strict=True):
-                found[i] = Answer(reply.text, confidence, reflection)
+        """`ask`, in batches. -> list of Answer"""
+        return self.judge_all(questions, [None] * len(questions))
+
+    def judge_all(self, questions, texts):
+        """`judge`, in batches; a text may be None, for the model's own. -> list of Answer"""
+        questions, config, found = setup.askable(self.config, self.model, questions), self.config, {}
+        for text in (text for text in texts if text is not None):
+            setup.check_answer(config, self.model, text)
+        n = config.samples if config.readout == "samples" else 0
+        temperatures = [config.answer_temperature] + [config.temperature] * n
+        for given in (False, True):
+            some = [i for i, text in enumerate(texts) if (text is not None) == given]
+            for batch in batches(some, lambda i: len(questions[i]), config.sample_batch):
+                asked, replies = [questions[i] for i in batch], [[]] * len(batch)
+                seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
+                if n or not given:
+                    with lora.adapter(self.model, False):
+                        replies = answers(self.model, self.prompt, asked, temperatures, seeds, config)
+                if given:
+                    own = readouts.log_probabilities(self.model, self.prompt, asked, [texts[i] for i in batch])
+                    own = [Reply(texts[i], "", size, 0, nats) for i, (size, nats) in zip(batch, own, strict=True)]
+                    replies = [[reply, *samples[1:]] for reply, samples in zip(own, replies, strict=True)]
+                found.update(zip(batch, self._answers(asked, replies), strict=True))
         return [found[i] for i in range(len(questions))]
+
+    def _answers(self, questions, replies):
+        """Q questions, and for each its reply and samples beside it. -> Q Answers"""
+        first, reflections = [reply for reply, *_ in replies], [""] * len(replies)
+        if self.config.readout in readouts.TRAINED:
+            pairs = [(q, r.text, r.thought, r.probability) for q, r in zip(questions, first, strict=True)]
+            said = state(self.model, self.prompt, pairs, [self.field], self.config)
+            confidences, _, _, reflections = said[self.field]
+        elif self.config.readout == "samples":
+            rows = [{"answer": r.text, "samples": [s.text for s in samples], "answer_logprob": r.logprob,
+                     "answer_tokens": r.tokens} for r, *samples in replies]  # fmt: skip
+            confidences = readouts.scaled(self.field, self.labelled, scores(self.embedder, rows, self.config))
+        else:
+            rows = [{"probability": r.probability} for r in first]
+            confidences = readouts.scaled(self.field, self.labelled, rows)
+        if self.refitted:
+            confidences = self.refitted.predict(confidences)
+        return [Answer(r.text, c, z) for r, c, z in zip(first, confidences, reflections, strict=True)]
+
+    def threshold(self, max_error):
+        """The confidence from which on at most such a share of answers is wrong, or None: see readouts.threshold."""
+        pairs = self.refitted.pairs if self.refitted else setup.held_out(self.config, self.run, self.field)
+        confidences, correct = zip(*pairs, strict=True)
+        confidences = self.refitted.predict(confidences) if self.refitted else confidences
+        return readouts.threshold(confidences, correct, max_error)
 
 
 class Reply(NamedTuple):
@@ -73,6 +118,10 @@ class Reply(NamedTuple):
     tokens: int  # of the answer
     thought_tokens: int
     logprob: float  # of the answer at temperature 1, in nats
+
+    @property
+    def probability(self):
+        return exp(self.logprob / self.tokens)  # geometric mean of its tokens', the end included
 
 
 def answers(model, prompt, questions, temperatures, seeds, config):
@@ -98,6 +147,16 @@ def answers(model, prompt, questions, temperatures, seeds, config):
             text, thought = data.clean_answer(model.decode(ids)), model.decode(thoughts[i]).strip()
             found[i] = Reply(text, thought, len(ids), len(thoughts[i]), nats)
     return [[found[q * n + i] for i in range(n)] for q in range(len(questions))]
+
+
+def scores(embedder, rows, config):
+    """How far the samples disagree, and with the answer. N rows of samples.jsonl -> N dicts"""
+    texts = [text for row in rows for text in (row["answer"], *row["samples"])]
+    embeddings = lm.embed(embedder, texts).reshape(len(rows), 1 + config.samples, -1)  # (N, 1 + n, d)
+    gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
+    found = zip(rows, gram, entropy.von_neumann(gram[:, 1:, 1:]).tolist(), strict=True)  # of the samples, (N,)
+    return [{"entropy": h, "similarity": float(k[0, 1:].mean()), **baselines.free(row, k[1:, 1:])}
+            for row, k, h in found]  # fmt: skip
 
 
 def batches(items, length, size):
@@ -139,62 +198,3 @@ def state(model, prompt, pairs, ways, config):
         thoughts = [model.decode(r.thought).strip() for (r,) in said] if said else [""] * len(pairs)
         found[way] = stated, tokens, reading + took + time.perf_counter() - start, thoughts
     return found
-
-
-# ---- commands ---------------------------------------------------------------------------------------------------
-
-
-def ask(args):
-    if not args.question:
-        raise ValueError('ask needs a question: python calunc.py ask "What is the capital of Peru?" --run runs/x')
-    if args.out or args.input:
-        raise ValueError("ask takes no --out and no --in; --run names the run folder")
-    answer = CalibratedLM(args.run or "runs/toy", **args.given).ask(args.question)
-    said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
-    if args.show_reflection:
-        print(answer.reflection)
-    print(f"{answer.text}  ({said})")
-
-
-def predict(args):
-    if not args.input or not args.out:
-        raise ValueError("predict needs --in questions.jsonl and --out answers.jsonl")
-    out = _writable(args.out)
-    asked = [row for _, row in read_questions(args.input, taken=("answer", "confidence", "reflection"))]
-    found = CalibratedLM(args.run or "runs/toy", **args.given).ask_all([row["question"].strip() for row in asked])
-    rows = [row | {"answer": a.text, "confidence": a.confidence, "reflection": a.reflection}
-            for row, a in zip(asked, found, strict=True)]  # fmt: skip
-    Run(out.parent).write(out.name, rows)
-    print(f"{len(rows)} answers in {out}")
-
-
-def merge(args):
-    """Write the trained model to a new folder, as an ordinary one.
-
-    Raises ValueError where the adapter is not on everywhere: an ordinary model has no switch.
-    """
-    if not args.out:
-        raise ValueError("merge needs --out, a new folder for the model; --run names the run folder")
-    out = _writable(args.out)
-    config, run = setup.trained_run(args.run or "runs/toy", args.given)
-    if not run.finished("eval"):
-        raise ValueError(f"{run.folder} has no report yet: go on with `{setup.again(run.config(), run)}`")
-    if config.adapter != "everywhere":
-        raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
-                         "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
-                         "adapter is trained again")  # fmt: skip
-    trained = CalibratedLM(run.folder, **args.given)
-    lora.merge(trained.model)
-    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)", "", 0.5), []))
-    models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))
-    print(f"the merged model is in {out}")
-
-
-def _writable(out):
-    """Where predict and merge write to. Raises ValueError if they cannot."""
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
-    if out.exists():
-        raise ValueError(f"{out} is there already: give --out a new name")
-    return out

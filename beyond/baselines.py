@@ -3,7 +3,7 @@
 From labels, for every method to beat: the base rate, their accuracy, which has a perfect ECE at the right level; the
 family prior, that of the question's family, because recognising hard families looks good on a mixed test set.
 
-From the samples that are there anyway, â the answer and s_1 ... s_n the samples (FREE):
+From the samples that are there anyway, â the answer and s_1 ... s_n the samples:
 
     sequence probability   exp(log P(â | x) / tokens of â)
     self-consistency       share of the s_i that equal â                    Wang et al. 2022, arXiv 2203.11171
@@ -23,7 +23,6 @@ from beyond import exact
 from data import Statement
 from infra.grading import grade
 
-FREE = ("probability", "consistency", "clusters")
 READING = ("stated", "zero-shot", "p-true")
 
 

@@ -1,7 +1,6 @@
 """The confidences of the last stage, on the same held-out questions and the same cached samples.
 
 A score's Platt scaling is fitted on all labelled questions, or on Platt's own part if each must be read again for it.
-What is a probability already goes in as its log-odds, so that the fit can leave it as it is.
 """
 
 import numpy as np
@@ -10,9 +9,8 @@ from tqdm import tqdm
 import platt
 import use
 from beyond import baselines
+from beyond.readouts import FEATURES, log_odds, scaled
 from infra import parallel
-
-CLIP = 0.02  # chosen on labelled questions: the best of 0.2 to 1e-6 for self-consistency, and as good for the others
 
 
 def state(config, model, prompt, pairs, ways):
@@ -34,19 +32,10 @@ def state(config, model, prompt, pairs, ways):
 def free(labelled, held_out):
     """Base rate, family prior, and the scores that cost nothing, with Platt scaling. -> {method: confidences}"""
     labels, families = [t["correct"] for t in labelled], [t["family"] for t in labelled]
-    found = {"base rate": [float(np.mean(labels))] * len(held_out)}
-    found["family prior"] = baselines.family_prior(labels, families, [t["family"] for _, t in held_out])
-    for name in baselines.FREE:
-        known, asked = [t[name] for t in labelled], [t[name] for _, t in held_out]
-        found[f"{name}, scaled"] = _scale(known, labelled, asked, np.asarray if name == "clusters" else log_odds)
-    fit = platt.fit(all_scores(labelled), labels)
-    found["all, scaled"] = fit.predict(all_scores([t for _, t in held_out])).tolist()
-    return found
-
-
-def all_scores(targets):
-    """What a practitioner with samples and token probabilities has of each question. -> (N, 3)"""
-    return np.array([[t["entropy"], t["similarity"], log_odds(t["probability"])] for t in targets])
+    asked = [t for _, t in held_out]
+    found = {"base rate": [float(np.mean(labels))] * len(asked)}
+    found["family prior"] = baselines.family_prior(labels, families, [t["family"] for t in asked])
+    return found | {field: scaled(field, labelled, asked) for field in FEATURES}
 
 
 def read_again(name, config, model, prompt, pairs, stated):
@@ -67,17 +56,11 @@ def read_again(name, config, model, prompt, pairs, stated):
     return {way: stated[way][0], f"{way}, scaled": _scale(scores, [t for _, t in own], stated[way][0])}
 
 
-def log_odds(probability):
-    """log p / (1 - p). Below 2% and above 98% it is that of 2% and 98%: shares of ten samples are often 0 or 1."""
-    p = np.clip(probability, CLIP, 1 - CLIP)
-    return np.log(p / (1 - p))
-
-
-def _scale(scores, labelled, asked, feature=log_odds):
-    """Platt scaling fitted to the scores of labelled questions -> probabilities of those asked; None stays None."""
+def _scale(scores, labelled, asked):
+    """Platt scaling fitted to the confidences of labelled questions -> those of the asked; None stays None."""
     there = [(s, t["correct"]) for s, t in zip(scores, labelled, strict=True) if s is not None]
     if not there:
         return [None] * len(asked)
     known, labels = zip(*there, strict=True)
-    fit = platt.fit(feature(known), labels)
-    return [None if s is None else float(fit.predict(feature(s))) for s in asked]
+    fit = platt.fit(log_odds(known), labels)
+    return [None if s is None else float(fit.predict(log_odds(s))) for s in asked]

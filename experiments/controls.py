@@ -15,7 +15,7 @@ import numpy as np
 import calunc
 import data
 import platt
-from beyond.compare import all_scores
+from beyond.readouts import FEATURES
 
 
 def shuffled(rows, config):
@@ -33,7 +33,8 @@ def teacher(rows, config):
     own = [row["part"] == "platt" for row in labelled]
     fold = np.where(own, -1, np.arange(len(labelled)) % config.folds)
     correct = np.array([row["correct"] for row in labelled])
-    for row, target in zip(labelled, platt.cross_fit(all_scores(labelled), correct, fold).tolist(), strict=True):
+    scores = np.array([FEATURES["all, scaled"](row) for row in labelled])
+    for row, target in zip(labelled, platt.cross_fit(scores, correct, fold).tolist(), strict=True):
         row["target"] = target
     return rows
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 import rl
 import use
-from beyond.compare import log_odds
+from beyond.readouts import log_odds
 from experiments.grid import TABLES
 from infra import cli, setup
 from infra.folder import Run

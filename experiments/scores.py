@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 import lm
 import platt
 from beyond import baselines
-from beyond.compare import log_odds
+from beyond.readouts import log_odds
 from entropy import grams, von_neumann
 from eval import metrics
 from infra.folder import Run

@@ -11,7 +11,7 @@ import lm
 import lora
 import rl
 import toy
-from beyond import tell
+from beyond import readouts, tell
 from infra import models, parallel, sharing
 from infra.files import first, names
 from infra.folder import Run, model_key
@@ -119,26 +119,82 @@ def with_engine(model, engine):
     return replace(model, sharing=sharing, longest_shared=10**9 if engine == "shared" else lm.SHORT)
 
 
-def trained_run(folder, settings):
-    """A run folder with an adapter -> its Config, with other settings where they change no result, and its Run.
+def usable_run(folder, settings):
+    """A run folder -> its Config, with other settings where they change no result, and its Run.
 
-    Raises ValueError, which says how to go on, for a folder without one.
+    Raises ValueError, which says how to go on, for a folder without what the readout needs.
     """
     run = Run(folder)
     if not run.path("stages.json").is_file() or not run.path("config.json").is_file():
         raise ValueError(f"{folder} is no run folder with stages.json and config.json, which `python calunc.py --out "
                          f"{folder}`, with the flags of the run, writes")  # fmt: skip
     own = run.config()
-    if not run.finished("train") or not run.stages()["train"]["key"].startswith(model_key("train", own)):
-        raise ValueError(f"{folder} holds no adapter for its settings and the model {own.model}, as it is found from "
-                         f"here: train it with `{again(own, run)}`")  # fmt: skip
     free = [f.name for f in fields(own) if not f.metadata["stage"]]
     for name, value in settings.items():
         if name not in free and value != getattr(own, name, None):
             raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
-    return replace(own, **settings), run
+    config = replace(own, **settings)
+    check(config)
+    if not run.finished(stage := needed(config)) or not run.stages()[stage]["key"].startswith(model_key(stage, own)):
+        what, hint = ("adapter", ", or add --readout sequence") if stage == "train" else ("calibrated samples", "")
+        raise ValueError(f"{folder} holds no {what} for its settings and the model {own.model}, as it is found from "
+                         f"here: make it with `{again(own, run, stage)}`{hint}")  # fmt: skip
+    return config, run
 
 
-def again(config, run):
+def needed(config):
+    """The stage that a readout needs."""
+    return "train" if config.readout in readouts.TRAINED else "calibrate"
+
+
+def check_answer(config, model, text):
+    """Raises ValueError for an answer from elsewhere that no confidence of this run is for."""
+    if config.answer == "reasoned":
+        raise ValueError("the answers of this run come after a thought, which an answer from elsewhere has not")
+    if not isinstance(text, str) or not text.strip() or data.clean_answer(text) != text.strip():
+        raise ValueError(f"an answer must be a text of one line, and not {text!r}")
+    if config.model == "toy" and f" {text.strip()}" not in model.tokenizer.get_vocab():
+        raise ValueError(f"the toy model has no word {text!r}")
+    if (n := len(model.proceed(f" {text}"))) >= config.answer_tokens:
+        raise ValueError(f"the answer has {n} tokens and the end of its line, and those that the confidence was made "
+                         f"for have at most --answer-tokens {config.answer_tokens}")  # fmt: skip
+
+
+def held_out(config, run, field):
+    """Of a readout on the held-out questions of the run's own kind. -> N pairs of confidence and 0 or 1"""
+    if needed(config) == "calibrate":
+        rows = run.read("targets.jsonl")
+        labelled = [row for row in rows if row["part"] in ("platt", "train")]
+        rows = [row for row in rows if row["part"] == "test"]
+        return [(c, row["correct"]) for c, row in zip(readouts.scaled(field, labelled, rows), rows, strict=True)]
+    if not run.finished("eval"):
+        raise ValueError(f"{run.folder} has no report yet: go on with `{again(run.config(), run)}`")
+    return [(row[field], row["correct"]) for row in run.read("predictions.jsonl") if row["part"] == "test"]
+
+
+FITS = "fits.json"  # of `recalibrate`, {name: {readout: {"key": of what is needed, "pairs": ...}}}
+
+
+def fit_of(config, run, name):
+    """-> Refit. Raises ValueError where there is none of this name for the readout."""
+    fits = run.read(FITS) if run.path(FITS).exists() else {}
+    found, there = fits.get(name, {}).get(config.readout), [f"{n} ({', '.join(of)})" for n, of in fits.items()]
+    if not found:
+        raise ValueError(f"{run.folder} has no fit {name!r} of --readout {config.readout}; `recalibrate` makes it. "
+                         f"There is: {', '.join(there) or 'none'}")  # fmt: skip
+    if found["key"] != run.stages()[needed(config)]["key"]:
+        raise ValueError(f"the fit {name!r} is of what {run.folder} held before: `recalibrate` makes it again")
+    return readouts.Refit(found["pairs"])
+
+
+def keep_fit(config, run, name, refit):
+    """Keep it beside the others."""
+    fits = run.read(FITS) if run.path(FITS).exists() else {}
+    entry = {"key": run.stages()[needed(config)]["key"], "pairs": refit.pairs}
+    run.write(FITS, fits | {name: fits.get(name, {}) | {config.readout: entry}})
+
+
+def again(config, run, stage=""):
     """The call that goes on with a run."""
-    return " ".join(filter(None, ["python calunc.py", flags(asdict(config)), "--out", shlex.quote(str(run.folder))]))
+    words = ["python calunc.py", "calibrate" * (stage == "calibrate"), flags(asdict(config))]
+    return " ".join(filter(None, [*words, "--out", shlex.quote(str(run.folder))]))

@@ -14,7 +14,7 @@ from eval import bootstrap, metrics, spearman, with_missing
 from infra.files import first
 from infra.loop import PATIENCE
 from infra.text import TAG
-from report import card, figures, page, tables
+from report import acting, card, figures, page, tables
 from report.tables import METHODS
 
 WINDOW = 20  # training steps in a row that must go wrong before there is a warning
@@ -67,7 +67,8 @@ def build(rows, fit, log, cost, stages, config, environment):
     agree = float(np.mean([r["correct"] == r["exact"] for r in rows]))  # of the grader with exact match
     platt = {"a": fit.a, "b": fit.b, "formula": fit.formula()}
     return {"sets": sets, "cost": cost, "stages": stages, "platt": platt, "agree": agree, "warnings": warnings,
-            "config": asdict(config), "environment": environment}  # fmt: skip
+            **acting.build(rows, cost, config.resamples, config.seed), "config": asdict(config),
+            "environment": environment}  # fmt: skip
 
 
 def evaluate(rows, config):

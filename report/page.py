@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from infra.files import strict
+from report import acting
 from report.tables import METHODS, costs, number, of_set, settings
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -33,6 +34,8 @@ def render(report, rows, samples, pictures):
         "first": f"{first['n']:,} held-out questions ({text(name)}, accuracy {number(first['accuracy'])})",
         "warnings": "".join(f"<li>{text(warning)}</li>" for warning in report["warnings"] or ["none"]),
         "results": "\n".join(_set(part, s) for part, s in report["sets"].items()),
+        "acting": table(*acting.table(report))
+        + "".join(f"<p>Recommended for {text(sentence)}</p>" for sentence in report["recommended"]),
         "cost": "".join(table(*x) for x in costs(report)),
         "settings": table("Settings", "", ["Name", "Value"], {k: [str(v)] for k, v in settings(report).items()}),
         "sets": "".join(f'<option value="{text(part)}">{text(part)}</option>' for part in report["sets"]),

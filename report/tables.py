@@ -4,6 +4,8 @@ import html
 import math
 import re
 
+from report import acting
+
 METHODS = {  # field of a row -> its name in the tables
     "alone": "Stated, untrained, without reflection",
     "untrained": "Stated, untrained", "untrained, scaled": "Stated, untrained, Platt",
@@ -12,6 +14,7 @@ METHODS = {  # field of a row -> its name in the tables
     "p-true": "P(True)", "p-true, scaled": "P(True), Platt",
     "consistency": "Self-consistency", "consistency, scaled": "Self-consistency, Platt",
     "clusters, scaled": "Semantic entropy of clusters, Platt",
+    "samples, scaled": "Entropy and similarity, Platt",
     "all, scaled": "Entropy, similarity and sequence probability, Platt", "target": "Teacher: samples, entropy, Platt",
     "trained": "Stated, trained", "expected": "Expected, trained",
     "base rate": "Base rate", "family prior": "Family prior", "truth": "Known probability",
@@ -93,12 +96,14 @@ def markdown(report):
     """-> report.md"""
     out = ["# Report", ""]
     sections = [(name, of_set(s)) for name, s in report["sets"].items()]
-    for heading, tables in [*sections, ("Cost", costs(report))]:
+    sections += [("Cost", costs(report)), ("What to use", [acting.table(report)])]
+    for heading, tables in sections:
         out += [f"## {plain(heading)}", ""]
         for title, note, heads, rows in tables:
             out += [f"### {title}", "", *lines(heads, rows), "", *([note, ""] if note else [])]
     out += ["## Settings", "", *(f"- {name}: {plain(value)}" for name, value in settings(report).items()), ""]
     out += ["## Warnings", "", *(f"- {plain(warning)}" for warning in report["warnings"] or ["none"]), ""]
+    out += ["## Recommended", "", *(f"- {sentence}" for sentence in report["recommended"]), ""]
     return "\n".join(out)
 
 
@@ -111,7 +116,8 @@ def summary(report):
         out += [f"**{plain(name)}** ({s['n']} questions, accuracy {s['accuracy']:.2f})", ""]
         out += [*lines(heads, cells(rows, [*FEW_COLUMNS, "tokens"])), ""]
     return "\n".join([*out, "ECE, Brier: lower is better. AUROC: higher is better, 0.5 is guessing. Brackets: 95% "
-                      "bootstrap intervals. Tokens: generated for an answer and its confidence."])  # fmt: skip
+                      "bootstrap intervals. Tokens: generated for an answer and its confidence.",
+                      *(f"Recommended for {sentence}" for sentence in report.get("recommended", ()))])  # fmt: skip
 
 
 def plain(text):

@@ -51,7 +51,7 @@ STAGES = {
     "sample": {"key": "x", "loading": 1.0, "seconds": 65.4, "tokens": 12345, "files": {}},
     "train": {"key": "x", "loading": 1.0, "seconds": 2.0, "tokens": 99, "files": {}},
 }
-COST = {name: {"tokens": 22.3, "seconds": 0.01} for name in ("answer", "target", "untrained", "trained")}
+COST = {name: {"tokens": 22.3, "seconds": 0.01} for name in ("answer", "target", "untrained", "trained", "expected")}
 
 
 def built(rows, log=(), **options):

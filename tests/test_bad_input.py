@@ -148,10 +148,10 @@ TWO = "predict --in {tmp}/two.jsonl"
 
 @pytest.mark.parametrize("argv, message", [
     ("ask --run {run}", "ask needs a question"), (f"ask {'why' * 5000} --run {{run}}", "exceed the model's context of"),
-    ("ask why --out {run}", "ask takes no --out and no --in; --run names the run folder"),
+    ("ask why --out {run}", "ask takes no --out; --run names the run folder"),
     ("ask why --run {run} --steps 7", "no --steps here: the settings are those of the run in"),
     ("ask why --run {tmp}/xyzzy", "{tmp}/xyzzy is no run folder"),
-    ("predict --run {run}", "predict needs --in questions.jsonl and --out answers.jsonl"),
+    ("predict --run {run}", "predict needs --in and --out; --run names the run folder"),
     (f"{TWO} --run {{run}}", "predict needs --in"), (f"{TWO} --out {{tmp}}/o --run {{tmp}}/no", "no is no run folder"),
     ("predict --in {tmp}/none.jsonl --out {tmp}/o --run {run}", "no file {tmp}/none.jsonl"),
     ("predict --in {tmp}/folder --out {tmp}/o --run {run}", "Is a directory: '{tmp}/folder'"),
@@ -172,7 +172,7 @@ def test_a_question_that_cannot_be_asked(argv, message, files, finished, capsys,
 
 
 @pytest.mark.parametrize("row, column", [
-    (dict(answer="me"), "answer"), (dict(confidence=None), "confidence"), (dict(reflection="", more=1), "reflection"),
+    (dict(confidence=None), "confidence"), (dict(reflection="", more=1), "reflection"),
 ])  # fmt: skip
 def test_predict_overwrites_no_column(row, column, finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(language, "load", lambda *_: pytest.fail("a model was loaded"))

@@ -8,7 +8,7 @@ import pytest
 from helpers import Config
 
 import platt
-from beyond import compare, rewards
+from beyond import compare, readouts, rewards
 from beyond.baselines import chosen, cluster_entropy, family_prior, free
 from beyond.rewards import brier_reward, log_reward
 from rl import Item, calibration_reward
@@ -121,8 +121,8 @@ def test_platt_scaling_leaves_a_calibrated_probability_as_it_is():
         np.testing.assert_allclose(found[f"{name}, scaled"], asked, atol=0.03 if name == "all" else 0.02)
     np.testing.assert_allclose(found["clusters, scaled"], platt.fit(10 * p, right).predict(10 * asked), atol=1e-9)
     assert np.abs(np.array(found["clusters, scaled"]) - asked).max() > 0.04  # what log-odds are for
-    assert compare.log_odds([0, 1]) == pytest.approx([compare.log_odds(0.02), -compare.log_odds(0.02)])
-    assert compare.log_odds([0.25, 0.5]) == pytest.approx([-np.log(3), 0])
+    assert readouts.log_odds([0, 1]) == pytest.approx([readouts.log_odds(0.02), -readouts.log_odds(0.02)])
+    assert readouts.log_odds([0.25, 0.5]) == pytest.approx([-np.log(3), 0])
 
 
 def test_the_choice_of_baselines():

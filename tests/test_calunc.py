@@ -30,7 +30,6 @@ import platt
 import rl
 import toy
 import use
-from beyond import baselines
 from infra import cli, parallel, setup
 from infra.folder import FILES, STAGES, Run, key
 from infra.grading import grade, normalise
@@ -209,7 +208,7 @@ def test_what_an_unfinished_run_can_be_asked(copy, call, capsys):
     (copy / "metrics.jsonl").unlink()
     code, said = asked(capsys, copy)
     assert code == 2 and "holds no adapter" in said and "`python calunc.py --model " in said
-    assert " --steps 3 " in said and said.endswith(f" --out {copy}`")
+    assert " --steps 3 " in said and said.endswith(f" --out {copy}`, or add --readout sequence")
     assert calunc.main(shlex.split(said.split("`")[1])[2:]) == asked(capsys, copy)[0] == 0
     assert call(copy, "--answer-tokens", "5", command="sample") == 0
     code, said = asked(capsys, copy)
@@ -660,7 +659,7 @@ def test_predictions_hold_every_confidence_of_every_held_out_question(evaluated)
         assert r["base rate"] == pytest.approx(np.mean([x["correct"] for x in targets[:n]]))
         family = [x["correct"] for x in targets[:n] if x["family"] == t["family"]]
         assert r["family prior"] == pytest.approx(np.mean(family))
-        for name in baselines.FREE:
+        for name in ("probability", "consistency", "clusters"):
             def feature(x, name=name):
                 p = np.clip(x, 0.02, 0.98)
                 return x if name == "clusters" else np.log(p) - np.log(1 - p)
@@ -681,7 +680,7 @@ def test_the_rows_of_the_report_are_those_of_the_predictions(evaluated):
             if np.ptp(worst):
                 ranks = spearmanr(worst, [r["target"] for r in found]).statistic
                 assert report["methods"][title]["spearman"] == pytest.approx(ranks) and f" | {ranks:.3f} | " in text
-    assert list(report["methods"]) == list(expected) and len(expected) == 17
+    assert list(report["methods"]) == list(expected) and len(expected) == 18
     for title, pairs in expected.items():
         (confidence, correct), row = np.array(pairs, dtype=float).T, report["methods"][title]
         assert (row["n"], row["accuracy"]) == (len(pairs), pytest.approx(correct.mean()))

@@ -18,7 +18,7 @@ import eval
 from experiments.tables import fill
 from infra.folder import Run
 from platt import Platt
-from report import build, figures, page, tables
+from report import acting, build, figures, page, tables
 from report.tables import METHODS
 from settings import Config
 
@@ -139,7 +139,8 @@ def test_the_page_has_every_question_and_every_table(usual):
         thoughts = {"thought before the answer": s["thought"], "untrained": r["reflection, untrained"]}
         thoughts = {way: text for way, text in thoughts.items() if text or way == "untrained"}  # an empty one is one
         assert dict(shown["thoughts"]) == thoughts | {"trained": r["reflection, trained"]}
-    expected = [table for s in report["sets"].values() for table in tables.of_set(s)] + [*tables.costs(report)]
+    expected = [table for s in report["sets"].values() for table in tables.of_set(s)]
+    expected += [acting.table(report), *tables.costs(report)]
     for table, (_, _, heads, rows) in zip(parsed.tables, expected, strict=False):
         assert table == [heads, *([name, *cells] for name, cells in rows.items())]
     assert parsed.tables[-1][1:] == [[name, str(value)] for name, value in tables.settings(report).items()]

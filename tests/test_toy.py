@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,8 @@ import data
 import lm as language
 import lora
 import toy
+import use
+from beyond import readouts
 from infra import models
 
 
@@ -197,12 +200,12 @@ def test_training_makes_the_stated_confidence_agree_with_the_target(small_run):
         assert sum("v known" in k for k in part["agreement"]) == 4 and "Known probability" in part["methods"]
 
 
-@pytest.mark.parametrize("readout", ["stated", "expected"])
+@pytest.mark.parametrize("readout", ["stated", "expected", "sequence"])
 def test_predict_says_what_was_reported(readout, small_run, tmp_path, capsys):
     """The same answers as without an adapter, though the question is read once for both turns."""
     run, samples = small_run[0], [s for s in small_run[1] if s["part"] == "test"]
     predictions = rows(run / "predictions.jsonl")
-    reported = {r["id"]: r["trained" if readout == "stated" else "expected"] for r in predictions}
+    reported = {r["id"]: r[readouts.FIELDS[readout]] for r in predictions}
     asked, out = write(tmp_path / "in.jsonl", [{"question": s["question"]} for s in samples]), tmp_path / "out.jsonl"
     where = ["--run", str(run), "--readout", readout]
     assert calunc.main(["predict", "--in", str(asked), "--out", str(out), *where]) == 0
@@ -215,6 +218,56 @@ def test_predict_says_what_was_reported(readout, small_run, tmp_path, capsys):
     capsys.readouterr()
     assert calunc.main(["ask", sure[0]["question"], *where]) == 0
     assert re.fullmatch(rf"{sure[0]['answer']}  \(confidence \d+%\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("readout", readouts.FIELDS)
+def test_answers_that_are_there_are_judged(readout, small_run, tmp_path):
+    """The model's own as if it had given it; another one; a row without one. Below the threshold it abstains."""
+    run, samples = small_run[0], [s for s in small_run[1] if s["part"] == "test"][:40]
+    model = use.CalibratedLM(run, readout=readout)
+    own = model.ask_all([s["question"] for s in samples])
+    others = [next(a for a in s["truth"] if a != answer.text) for s, answer in zip(samples, own, strict=True)]
+    found = [{"question": s["question"], "more": i, "answer": (None, a.text, other)[i % 3]}
+             for i, (s, a, other) in enumerate(zip(samples, own, others, strict=True))]  # fmt: skip
+    source, out = write(tmp_path / "in.jsonl", found), tmp_path / "out.jsonl"
+    argv = ["predict", "--in", str(source), "--out", str(out), "--run", str(run), "--readout", readout]
+    assert calunc.main([*argv, "--max-error", "0.5"]) == 0
+    judged, least = rows(out), model.threshold(0.5)
+    for i, (a, row, other) in enumerate(zip(own, judged, others, strict=True)):
+        assert row["more"] == i and row["answer"] == (other if i % 3 == 2 else a.text)
+        assert row["abstain"] == (least is None or row["confidence"] is None or row["confidence"] < least)
+        assert i % 3 == 2 or row["confidence"] == pytest.approx(a.confidence, abs=1e-4)
+    mean = [np.mean([row["confidence"] or 0 for row in judged[k::3]]) for k in (1, 2)]
+    assert readout in readouts.TRAINED or mean[1] < mean[0]  # the likeliest answer is likelier than others
+    alone = model.judge(samples[2]["question"], others[2])
+    assert (alone.text, alone.confidence) == (others[2], pytest.approx(judged[2]["confidence"], abs=1e-4))
+
+
+@pytest.mark.parametrize("readout", readouts.FIELDS)
+def test_recalibration_makes_other_confidences_right(readout, small_run, tmp_path, capsys):
+    """Labels of answers that are hardly ever right. The first fit stays; the threshold is that of the labels."""
+    run = shutil.copytree(small_run[0], tmp_path / "run")
+    samples = [s for s in small_run[1] if s["part"] != "test"][:50]
+    labels = [{"question": s["question"], **({"correct": i % 10 == 0} if i % 2 else {"answers": ["Nothing"]})}
+              for i, s in enumerate(samples)]  # fmt: skip
+    where = ["--run", str(run), "--readout", readout, "--fit", "odd"]
+    assert calunc.main(["recalibrate", *where, "--labels", str(write(tmp_path / "labels.jsonl", labels))]) == 0
+    assert "fit 'odd' of --readout" in capsys.readouterr().out
+    before, after = use.CalibratedLM(run, readout=readout), use.CalibratedLM(run, readout=readout, fit="odd")
+    asked = [s["question"] for s in samples]
+    old, new = ([a.confidence for a in lm.ask_all(asked)] for lm in (before, after))
+    there = [(a, b) for a, b in zip(old, new, strict=True) if a is not None]
+    assert np.mean([b for _, b in there]) < 0.1 < np.mean([a for a, _ in there])
+    assert after.threshold(0.2) is None and len(after.refitted.pairs) == 50
+    assert calunc.main(["ask", asked[0], *where[:-1], "even"]) == 2
+    assert f"no fit 'even' of --readout {readout}; `recalibrate` makes it. There is: odd ({readout})" in (
+        capsys.readouterr().err)  # fmt: skip
+    stages = json.loads((run / "stages.json").read_text())
+    for stage in stages.values():
+        stage["key"] = stage["key"] + "0"  # as of a run that was made again
+    (run / "stages.json").write_text(json.dumps(stages))
+    assert calunc.main(["ask", asked[0], *where]) == 2
+    assert "the fit 'odd' is of what" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("question", [

@@ -17,7 +17,7 @@ import platt
 from beyond import graders
 from infra.folder import STAGES, Run
 from infra.grading import grade, normalise
-from infra.setup import trained_run
+from infra.setup import usable_run
 from settings import Config, check
 
 
@@ -141,7 +141,7 @@ def test_a_run_folder_with_anything_in_a_file(finished, tmp_path, name, content)
     shutil.copytree(finished, folder)
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(folder))):
-        trained_run(folder, {})
+        usable_run(folder, {})
         for stage in STAGES[:3]:
             Run(folder).finished(stage)
 

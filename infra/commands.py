@@ -1,0 +1,101 @@
+"""The commands that use a run: `ask`, `predict`, `recalibrate`, `merge`. What each of them takes is in cli.USES."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import lora
+from beyond import graders, readouts
+from infra import models, setup
+from infra.files import read_questions
+from infra.folder import Run
+from report import card
+from use import CalibratedLM
+
+
+def ask(args):
+    answer = CalibratedLM(args.run, args.fit, **args.given).ask(args.question)
+    said = "no confidence stated" if answer.confidence is None else f"confidence {answer.confidence:.0%}"
+    if args.show_reflection:
+        print(answer.reflection)
+    print(f"{answer.text}  ({said})")
+
+
+def predict(args):
+    """Rows that have an `answer` keep it and get a confidence for it; the others get the model's own."""
+    out, added = _writable(args.out), ("confidence", "reflection", *["abstain"] * (args.max_error is not None))
+    asked = read_questions(args.input, added)
+    model = CalibratedLM(args.run, args.fit, **args.given)
+    least = model.threshold(args.max_error) if args.max_error is not None else None
+    rows = []
+    for (_, row), a in zip(asked, _answers(model, asked), strict=True):
+        rows.append(row | {"answer": a.text, "confidence": a.confidence, "reflection": a.reflection})
+        if args.max_error is not None:
+            rows[-1]["abstain"] = least is None or a.confidence is None or a.confidence < least
+    Run(out.parent).write(out.name, rows)
+    print(f"{len(rows)} answers in {out}")
+    if args.max_error is not None:
+        kept, promise = sum(not row["abstain"] for row in rows), f"at most {args.max_error:.0%} wrong answers"
+        print(f"no confidence promises {promise}: all abstain" if least is None else
+              f"{kept} have a confidence of at least {least:.3f}, which promises {promise} for questions like the "
+              f"held-out ones, at {1 - readouts.DELTA:.0%} confidence; the others abstain")  # fmt: skip
+
+
+def recalibrate(args):
+    """Platt scaling of a readout on labelled questions of another kind, kept in the run folder under a name."""
+    path = args.given.pop("labels")
+    asked = read_questions(path)
+    for where, row in asked:
+        accepted = row.get("answers")
+        listed = isinstance(accepted, list) and accepted and all(isinstance(a, str) for a in accepted)
+        if row.get("correct") not in (0, 1) and (not listed or "correct" in row):
+            raise ValueError(f"{where}: needs `answers`, a list of accepted ones, or `correct`, 0 or 1")
+    model = CalibratedLM(args.run, **args.given)
+    found = _answers(model, asked)
+    rows = [row | {"answer": a.text} for (_, row), a in zip(asked, found, strict=True)]
+    grader = replace(model.config, grader="exact") if model.config.grader == "file" else model.config
+    graded = iter(graders.graded(grader, model.run, [row for row in rows if "correct" not in row], model.model))
+    correct = [int(row["correct"] if "correct" in row else next(graded)) for row in rows]
+    refit = readouts.Refit([(a.confidence, label) for a, label in zip(found, correct, strict=True)])
+    slope, offset = refit.slope_and_offset
+    setup.keep_fit(model.config, model.run, args.fit, refit)
+    print(f"fit {args.fit!r} of --readout {model.config.readout}, on {len(rows)} questions with an accuracy of "
+          f"{sum(correct) / len(rows):.0%}: P(correct) = σ({slope:.2f} · log-odds + {offset:.2f})")
+
+
+def _answers(model, asked):
+    """Of rows and where they stand, with an answer or without one. -> list of Answer"""
+    for where, row in asked:
+        if row.get("answer") is not None:
+            with models.refused(where):
+                setup.check_answer(model.config, model.model, row["answer"])
+    return model.judge_all([row["question"] for _, row in asked], [row.get("answer") for _, row in asked])
+
+
+def merge(args):
+    """Write the trained model to a new folder, as an ordinary one.
+
+    Raises ValueError where the adapter is not on everywhere: an ordinary model has no switch.
+    """
+    out = _writable(args.out)
+    config, run = setup.usable_run(args.run, args.given | {"readout": "expected"})
+    if not run.finished("eval"):
+        raise ValueError(f"{run.folder} has no report yet: go on with `{setup.again(run.config(), run)}`")
+    if config.adapter != "everywhere":
+        raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
+                         "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
+                         "adapter is trained again")  # fmt: skip
+    trained = CalibratedLM(run.folder, **args.given)
+    lora.merge(trained.model)
+    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)", "", 0.5), []))
+    models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))
+    print(f"the merged model is in {out}")
+
+
+def _writable(out):
+    """Where predict and merge write to. Raises ValueError if they cannot."""
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
+    if out.exists():
+        raise ValueError(f"{out} is there already: give --out a new name")
+    return out
