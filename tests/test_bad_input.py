@@ -160,6 +160,15 @@ TWO = "predict --in {tmp}/two.jsonl"
     (f"{TWO} --out {{tmp}}/no/o --run {{run}}", "there is no folder {tmp}/no to"),
     ("predict --in {tmp}/empty.jsonl --out {tmp}/o --run {run}", "holds no questions"),
     ("predict --in {tmp}/malformed.jsonl --out {tmp}/o --run {run}", "line 31: not JSON"),
+    (f"{TWO} --out {{tmp}}/o --run {{run}} --max-error 1", "an error of 1.0 cannot be promised: it must be"),
+    (f"{TWO} --out {{tmp}}/o --run {{run}} --max-error 0", "an error of 0.0 cannot be promised"),
+    (f"{TWO} --out {{tmp}}/o --run {{run}} --fit x", "has no fit 'x' of --readout expected; `recalibrate` makes it"),
+    ("ask why --run {run} --max-error 0.1", "ask takes no --max-error"),
+    ("merge --out x --fit y", "merge takes no --fit"), ("ask why --run {run} --labels x", "no --labels here"),
+    ("recalibrate --run {run} --labels {tmp}/two.jsonl", "recalibrate needs --labels and --fit; --run names the run"),
+    ("recalibrate --run {run} --fit x --labels {tmp}/none.jsonl", "no file {tmp}/none.jsonl"),
+    ("recalibrate --run {run} --fit x --labels {tmp}/no_answers.jsonl", "line 31: needs `answers`, a list of accepted"),
+    ("recalibrate --run {run} --fit x --labels {tmp}/answers_7.jsonl", "line 31: needs `answers`, a list of accepted"),
 ])  # fmt: skip
 def test_a_question_that_cannot_be_asked(argv, message, files, finished, capsys, monkeypatch):
     """Which is found before the model is asked, but for what its check samples."""
@@ -181,6 +190,50 @@ def test_predict_overwrites_no_column(row, column, finished, tmp_path, capsys, m
     sentence = one_sentence(capsys.readouterr())
     assert sentence == f"{source}, line 2: has a column `{column}`, which would be overwritten: rename it"
     assert not out.exists()
+
+
+@pytest.mark.parametrize("answer, message", [
+    ("", "must be a text of one line, and not ''"), (" \n", "must be a text of one line"), (7, "and not 7"),
+    ("a\nb", "and not 'a\\nb'"), (["a"], "and not ['a']"), ("a b c", "the answer has 6 tokens and the end of its line"),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["predict --out {out} --in", "recalibrate --fit x --labels"])
+def test_an_answer_that_cannot_be_judged(answer, message, command, finished, tmp_path, capsys):
+    some = [{"question": "who", "answer": "a", "correct": 1}, {"question": "why", "answer": answer, "correct": 0}]
+    source, before = write(tmp_path / "in.jsonl", some), stamps(finished)
+    argv = [*command.replace("{out}", str(tmp_path / "out.jsonl")).split(), str(source), "--run", str(finished)]
+    assert calunc.main([*argv, "--readout", "sequence"]) == 2
+    sentence = one_sentence(capsys.readouterr())
+    assert sentence.startswith(f"{source}, line 2: ") and message in sentence
+    assert not (tmp_path / "out.jsonl").exists() and stamps(finished) == before
+
+
+def test_a_readout_needs_its_stage(call, tmp_path, capsys):
+    """Those that are not trained need no adapter; a threshold on the others needs the report."""
+    where = ["what is it", "--run", str(tmp_path / "run"), "--readout"]
+    predict = ["predict", "--in", str(write(tmp_path / "in.jsonl", [{"question": "why"}])), "--out"]
+    for stage, fails in (
+        ("sample", {"sequence": "holds no calibrated samples", "samples": "holds no calibrated samples"}),
+        ("calibrate", {"sequence": "", "samples": "", "expected": "holds no adapter", "stated": "--readout sequence"}),
+        ("train", {"expected": "", "stated": ""}),
+    ):
+        assert call(tmp_path / "run", command=stage) == 0
+        for readout, message in fails.items():
+            capsys.readouterr()
+            assert calunc.main(["ask", *where, readout]) == (2 if message else 0)
+            assert not message or message in one_sentence(capsys.readouterr())
+    for readout, message in (("sequence", ""), ("samples", ""), ("expected", "has no report yet: go on with")):
+        capsys.readouterr()
+        code = calunc.main([*predict, str(tmp_path / readout), *where[1:], readout, "--max-error", "0.1"])
+        assert code == (2 if message else 0) and (tmp_path / readout).exists() == (not message)
+        said = capsys.readouterr()
+        assert message in one_sentence(said) if message else "at most 10% wrong answers: all abstain" in said.out
+        assert message or rows(tmp_path / readout)[0]["abstain"] is True
+
+
+def test_an_answer_after_a_thought_is_not_from_elsewhere(call, tmp_path, capsys):
+    assert call(tmp_path / "run", "--answer", "reasoned", "--thought-tokens", "3", command="calibrate") == 0
+    with pytest.raises(ValueError, match="come after a thought, which an answer from elsewhere has not"):
+        calunc.CalibratedLM(tmp_path / "run", readout="sequence").judge("what is it", "a")
 
 
 @pytest.mark.parametrize("argv, said", [
