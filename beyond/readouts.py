@@ -10,9 +10,9 @@ A threshold t to act on: of n held-out answers with a confidence of at least t, 
     p(t) = P(Binomial(n, α) <= k)
 
 is a p-value of "more than α of such answers are wrong". Thresholds are tested from the highest down, from the first one
-that could pass, and the last one before the first p(t) > δ is taken: fixed sequence testing, "Learn then Test",
-arXiv 2110.01052. With probability 1 - δ over the draw of the held-out questions, at most α of the answers above t are
-wrong, for questions like these, and if fewer are wrong the higher the threshold.
+that 30 answers reach and that could pass, and the last one before the first p(t) > δ is taken: fixed sequence testing,
+"Learn then Test", arXiv 2110.01052. With probability 1 - δ over the draw of the held-out questions, at most α of the
+answers above t are wrong, for questions like these, and if fewer are wrong the higher the threshold.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from lora import adapter
 FIELDS = {"stated": "trained", "expected": "expected", "sequence": "probability, scaled", "samples": "samples, scaled"}
 TRAINED = ("stated", "expected")
 RISKS, DELTA = (0.05, 0.1, 0.2, 0.5), 0.1
+FEW = 30  # answers that a threshold is tested on at least: one early error among fewer would end it
 CLIP = 0.02  # chosen on labelled questions: the best of 0.2 to 1e-6 for self-consistency, and as good for the others
 
 
@@ -112,7 +113,8 @@ def threshold(confidence, correct, max_error, delta=DELTA):
     if not 0 < max_error < 1:
         raise ValueError(f"an error of {max_error} cannot be promised: it must be between 0 and 1")
     pairs = sorted(((c, y) for c, y in zip(confidence, correct, strict=True) if c is not None), reverse=True)
-    least, right, found = log(delta) / log(1 - max_error), 0, None  # with fewer answers not even 0 errors would pass
+    right, found = 0, None
+    least = max(FEW, log(delta) / log(1 - max_error))  # with fewer answers not even 0 errors would pass
     for n, (t, y) in enumerate(pairs, 1):
         right += y
         if n < least or n < len(pairs) and pairs[n][0] == t:

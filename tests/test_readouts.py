@@ -21,13 +21,14 @@ def test_the_tail_is_that_of_a_binomial():
 
 
 def test_a_threshold_by_hand():
-    """0.9 ** 22 < 0.1: of 22 answers none may be wrong; with ties, and what is never answered."""
-    sure = [0.9] * 11 + [0.8] * 11
-    assert threshold([*sure, 0.3, None], [1] * 22 + [0, 0], 0.1) == 0.8
-    assert threshold([*sure, 0.3], [1] * 22 + [1], 0.1) == 0.3 and threshold(sure[1:], [1] * 21, 0.1) is None
-    assert threshold(sure, [1] * 21 + [0], 0.1) is None and threshold(sure, [1] * 21 + [0], 0.2) == 0.8
+    """0.95 ** 45 < 0.1 < 0.95 ** 44, and at least 30 answers; with ties, and what is never answered."""
+    sure = [0.9] * 20 + [0.8] * 25
+    assert threshold([*sure, 0.3, None], [1] * 45 + [0, 0], 0.05) == 0.8
+    assert threshold([*sure, 0.3], [1] * 46, 0.05) == 0.3 and threshold(sure[1:], [1] * 44, 0.05) is None
+    assert threshold(sure, [1] * 44 + [0], 0.05) is None and threshold(sure, [1] * 44 + [0], 0.1) == 0.8
+    assert threshold([0.9] * 29, [1] * 29, 0.5) is None and threshold([0.9] * 30, [1] * 30, 0.5) == 0.9
     # the first failure ends it, though a lower one would pass
-    assert threshold(sure + [0.5] * 100, [1] * 20 + [0, 0] + [1] * 100, 0.1) is None
+    assert threshold(sure + [0.5] * 200, [1] * 43 + [0, 0] + [1] * 200, 0.05) is None
     assert threshold([None] * 50, [0] * 50, 0.5) is None
     for wrong in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="cannot be promised"):
@@ -41,7 +42,7 @@ def test_the_promised_error_holds_on_the_toy_world(error, noise):
     all, which the lowest threshold without an error too many in the draw does not.
 
     The confidences are these probabilities, or noisy."""
-    world, rng = toy.world(seed=3), np.random.default_rng(0)
+    world, rng = toy.world(seed=3), np.random.default_rng(1)
     true = np.array([max(q.truth.values()) for q in world.questions(toy.TRAINED, 3)])  # of the likeliest answer
     said = platt.sigmoid(readouts.log_odds(true) + noise * rng.normal(size=len(true)))
     broken, naive, found = 0, 0, []
@@ -55,7 +56,7 @@ def test_the_promised_error_holds_on_the_toy_world(error, noise):
         order = some[np.argsort(-said[some])]
         wrong = 1 - right[np.argsort(-said[some])].cumsum() / np.arange(1, 301)
         naive += 1 - true[said >= said[order[np.flatnonzero(wrong <= error)[-1]]]].mean() > error
-    assert broken <= 0.1 * 200 < naive and len(found) > 100 and np.mean(found) > 0.05  # it promises something too
+    assert broken <= 0.1 * 200 < naive and len(found) > 60 and np.mean(found) > 0.05  # it promises something too
 
 
 def test_a_refit_says_no_more_than_the_labels_do():
