@@ -110,15 +110,16 @@ KINDS = "antonyms calendar categories definitions letters roman translation".spl
 UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
 UNSEEN = ",".join([UNSEEN, *(f"facts/unseen/{kind}.jsonl" for kind in KINDS)])
 WIDE = (
-    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} --platt-questions 300 "
+    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN} "
     "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
 SMOLLM2_TOLD = (
-    f"{MODEL} {WIDE} --train-questions 2400 --test-questions 600 --ood-questions 100 --warmup 60 --steps 60"
+    f"{MODEL} {WIDE} --platt-questions 300 --train-questions 2400 --test-questions 600 --ood-questions 100 "
+    "--warmup 60 --steps 60"
 )
 GEMMA = (
     f"--model models/gemma-3-270m --embedder models/all-minilm-l6-v2 --prompt fewshot {WIDE} "
-    "--train-questions 700 --test-questions 300 --ood-questions 60 --warmup 40 --steps 40"
+    "--platt-questions 200 --train-questions 500 --test-questions 250 --ood-questions 40 --warmup 30 --steps 30"
 )
 TELL, TELL_EXACT, SUPERVISED = "--tell probability", "--tell probability --gradient exact", "--warmup 120 --steps 0"
 SMOLLM2_TOLD_ARMS = {
