@@ -11,7 +11,7 @@ The method of "From Entropy to Calibrated Uncertainty: Training Language Models 
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
 From infra: cli (flags, what is done already), commands (ask, predict, ...), setup (questions, model), parallel
-(processes), files.first, grading.
+(processes), progress, files.first, grading.
 """
 
 from infra import cli
@@ -26,7 +26,6 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
-from tqdm import tqdm
 
 import lm
 import lora
@@ -35,7 +34,7 @@ import rl
 import toy
 import use
 from beyond import baselines, compare, exact, graders, rewards
-from infra import commands, parallel, setup
+from infra import commands, parallel, progress, setup
 from infra.files import first
 from infra.grading import grade
 from report import build, tables
@@ -51,7 +50,9 @@ def sample(config, run, model, prompt, questions):
     # a batch is kept as a whole or made again: in another one, rounding would differ
     names = [lm.seed_of(*(f"{part} {q.id}" for part, q in batch)) for batch in batches]
     files = {run.unfinished("sample", config, f"{name}.json"): b for name, b in zip(names, batches, strict=True)}
-    for file in tqdm(parallel.missing(files), desc="sampling answers", unit="batch"):
+    left, own = parallel.missing(files), len(parallel.share([*files]))
+    before = {"initial": own - len(left), "total": own}
+    for file in progress.Bar(left, desc="sampling answers", unit="batch", **before):
         batch, found = files[file], []
         seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
         replies = use.answers(model, prompt, [q.question for _, q in batch], temperatures, seeds, config)
@@ -82,7 +83,7 @@ def calibrate(config, run, model):
         return 0
     embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
     found, labels, cut = [], graders.graded(config, run, rows, model), 0  # (N,) of 0 and 1
-    for start in tqdm(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
+    for start in progress.Bar(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
         batch = rows[start : start + some]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
         cut += sum(len(embedder.encode(text, special=True)) > embedder.tokenizer.model_max_length for text in texts)
@@ -139,7 +140,7 @@ def train(config, run, model, prompt):
     def warn():
         for sentence in set(build.troubles(log)) - said if first() else ():
             said.add(sentence)
-            tqdm.write(f"warning: training: {sentence}", file=sys.stderr)
+            progress.Bar.write(f"warning: training: {sentence}", file=sys.stderr)
 
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
@@ -212,6 +213,7 @@ def main(argv):
             asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
             if config.labels and "calibrate" in todo:
                 graders.labels(config, [q.id for q in asked])
+            progress.expect(config, run, todo, [part for part, _ in questions] or [q.part for q in asked])
             model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
             setup.check_lengths(config, model, prompt, asked)
             if "zero-shot" in baselines.chosen(config.baselines):

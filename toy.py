@@ -10,7 +10,7 @@ subjects and relations that it was never trained on.
 
 Six families (relations) share three kinds of answers. Three families are for training, the others are unseen.
 
-From infra: models.save.
+From infra: models.save, progress.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data import Question
+from infra import progress
 from infra.models import save
 
 KINDS = {
@@ -138,7 +138,7 @@ def train(world, steps=500, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     groups = [{"params": [embedding], "lr": 5 * lr}, {"params": others, "lr": lr}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
-    bar = tqdm(range(steps), desc="toy: language model", unit="step")
+    bar = progress.Bar(range(steps), desc="toy: language model", unit="step")
     for step in bar:
         whole, reflection = step % 8 == 0, step % 16 != 0
         ids = torch.from_numpy(draw(batch, rng, reflection))  # (B, 17 or 11)

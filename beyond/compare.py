@@ -4,13 +4,12 @@ A score's Platt scaling is fitted on all labelled questions, or on Platt's own p
 """
 
 import numpy as np
-from tqdm import tqdm
 
 import platt
 import use
 from beyond import baselines
 from beyond.readouts import FEATURES, log_odds, scaled
-from infra import parallel
+from infra import parallel, progress
 
 
 def state(config, model, prompt, pairs, ways):
@@ -18,7 +17,7 @@ def state(config, model, prompt, pairs, ways):
     found = {way: [[None] * len(pairs), 0, 0.0, [""] * len(pairs)] for way in ways}
     asked, mine = [(s["question"], s["answer"], s["thought"], t["probability"]) for s, t in pairs], []
     batches = use.batches(range(len(pairs)), lambda i: len(asked[i][0]), config.sample_batch)
-    for batch in tqdm(parallel.share(batches), desc=f"confidence: {', '.join(ways)}", unit="batch"):
+    for batch in progress.Bar(parallel.share(batches), desc=f"confidence: {', '.join(ways)}", unit="batch"):
         mine.append(use.state(model, prompt, [asked[i] for i in batch], ways, config))
     for batch, got in zip(batches, parallel.gather(mine), strict=True):
         for way, (confidence, tokens, seconds, texts) in got.items():

@@ -7,10 +7,8 @@ The paper has GPT-4o-mini say yes or no. Here any causal language model does, by
 An answer that exact match accepts is right without asking. The rules are the paper's, in our words.
 """
 
-from tqdm import tqdm
-
 import lm
-from infra import folder, models, parallel
+from infra import folder, models, parallel, progress
 from infra.files import parsed, read_rows
 from infra.grading import grade
 
@@ -66,7 +64,7 @@ def judged(config, run, asked, like):
     said = parsed(file.read_text(encoding="utf-8"), file) if file.exists() else {}
     left = sorted(asked.keys() - said.keys(), key=lambda key: (len(asked[key]["question"]), key))
     judge = load(config, like) if left else None
-    for start in tqdm(range(0, len(left), BATCH), desc="judging answers", unit="batch"):
+    for start in progress.Bar(range(0, len(left), BATCH), desc="judging answers", unit="batch"):
         batch = left[start : start + BATCH]
         said |= dict(zip(batch, verdicts(judge, [asked[key] for key in batch]), strict=True))
         parallel.keep(file, said)

@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from infra import parallel
+from infra import parallel, progress
 from infra.files import first, seed_of, write_whole
 from infra.models import refused
 
@@ -35,7 +34,8 @@ class Loop:
 
     def __iter__(self):
         begin, end = len(self.log) - self.config.warmup, self.config.steps
-        with tqdm(desc="training", unit="step", initial=len(self.log), total=end + self.config.warmup) as self.bar:
+        steps = {"initial": len(self.log), "total": end + self.config.warmup}
+        with progress.Bar(desc="training", unit="step", **steps) as self.bar:
             for self.step in range(begin, end):
                 if self.optimizer.skipped >= PATIENCE:
                     break
