@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,7 +100,8 @@ def test_what_a_pilot_depends_on_makes_the_samples_again(changed, two, call, tmp
 
 
 def test_an_interrupted_run_goes_on_with_its_prompt(two, call, tmp_path, monkeypatch):
-    """Also if the same measurement came out otherwise now; other settings of the pilot measure again."""
+    """Also if the same measurement came out otherwise now. Other settings measure again, and use no batch of the other
+    prompt."""
     flags, passes = two
     run, keep, kept = tmp_path / "run", parallel.keep, []
 
@@ -112,13 +114,14 @@ def test_an_interrupted_run_goes_on_with_its_prompt(two, call, tmp_path, monkeyp
         patch.setattr(parallel, "keep", stop)
         assert call(run, command="sample", **flags) == 130
     passes.clear()
+    other = shutil.copytree(run, tmp_path / "other")
     with monkeypatch.context() as patch:
         patch.setattr(pilot, "choose", lambda *_: ("chat", "so it is"))
         assert call(run, command="sample", **flags) == 0 and set(passes) == {"fewshot"}
         assert stages(run)["sample"]["pilot"]["prompt"] == "fewshot" and not list(run.glob(".sample-*"))
-        assert call(run, "--gamma", "2", command="sample", **flags) == 0
-    assert stages(run)["sample"]["pilot"]["prompt"] == "chat"
-    assert all(len(set(r["samples"])) == 1 for r in rows(run / "samples.jsonl"))
+        assert call(other, "--gamma", "2", command="sample", **flags) == 0
+    assert stages(other)["sample"]["pilot"]["prompt"] == "chat"
+    assert all(len(set(r["samples"])) == 1 for r in rows(other / "samples.jsonl"))
 
 
 @pytest.mark.parametrize("prompt, chat, style", [
