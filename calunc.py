@@ -33,12 +33,14 @@ import platt
 import rl
 import toy
 import use
-from beyond import baselines, compare, exact, graders, rewards
+from beyond import baselines, compare, exact, graders, pilot, rewards
 from infra import commands, parallel, progress, setup
 from infra.files import first
 from infra.grading import grade
-from report import build, tables
+from report import build, graded, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
+
+LABELLED = "platt", "train"  # parts
 
 # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -48,7 +50,7 @@ def sample(config, run, model, prompt, questions):
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     batches = use.batches(questions, lambda item: len(item[1].question), config.sample_batch)
     # a batch is kept as a whole or made again: in another one, rounding would differ
-    names = [lm.seed_of(*(f"{part} {q.id}" for part, q in batch)) for batch in batches]
+    names = [lm.seed_of(prompt.style, *(f"{part} {q.id}" for part, q in batch)) for batch in batches]
     files = {run.unfinished("sample", config, f"{name}.json"): b for name, b in zip(names, batches, strict=True)}
     left, own = parallel.missing(files), len(parallel.share([*files]))
     before = {"initial": own - len(left), "total": own}
@@ -103,7 +105,7 @@ def calibrate(config, run, model):
     features = features[:, 0] if len(scores) == 1 else features
     correct, part = (np.array([t[name] for t in found]) for name in ("correct", "part"))
     # Platt's own questions are in every fit; each training question gets its target from a fit that did not see it
-    labelled = np.isin(part, ("platt", "train"))
+    labelled = np.isin(part, LABELLED)
     fold = np.where(part == "platt", -1, np.arange(len(found)) % config.folds)
     fit = platt.fit(features[labelled], correct[labelled])
     target = fit.predict(features)
@@ -116,6 +118,10 @@ def calibrate(config, run, model):
         print(f"warning: Platt scaling: {warning}", file=sys.stderr)
     print(f"Platt scaling: P(correct) = {fit.formula()} on {labelled.sum()} questions, "
           f"accuracy {correct[labelled].mean():.3f}")  # fmt: skip
+    seen = graded.look(config, [pair for pair in zip(rows, found, strict=True) if pair[1]["part"] in LABELLED])
+    print(graded.text(seen))
+    for warning in seen["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
@@ -160,8 +166,8 @@ def train(config, run, model, prompt):
 def evaluate(config, run, model, prompt):
     """Confidences stated before and after training, beside the baselines -> predictions.jsonl, report.*, pictures"""
     pairs = list(zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True))
-    labelled = [t for s, t in pairs if s["part"] in ("platt", "train")]
-    held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
+    known = [(s, t) for s, t in pairs if s["part"] in LABELLED]
+    labelled, held_out = [t for _, t in known], [(s, t) for s, t in pairs if s["part"] not in LABELLED]
     lora.load_adapter(model, run.path("adapter"))
     stated = compare.state(config, model, prompt, held_out, ["untrained", "trained", "expected"])
     if config.reflection:
@@ -184,7 +190,7 @@ def evaluate(config, run, model, prompt):
     if config.model == "toy":
         with lora.adapter(model, False):
             error = toy.error(model.model, model.tokenizer, toy.world(config.seed))
-    build.write(run, config, rows, samples, fit, run.read("metrics.jsonl"), cost, language_model_error=error)
+    build.write(run, config, rows, samples, fit, run.read("metrics.jsonl"), cost, error, graded.look(config, known))
     return sum(int(round(tokens * len(held_out))) for _, tokens, *_ in stated.values())
 
 
@@ -219,6 +225,8 @@ def main(argv):
             if "zero-shot" in baselines.chosen(config.baselines):
                 baselines.without_examples(prompt).confidence("", "", "", 0)  # can its template be used?
             exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
+            if "sample" in todo:
+                prompt, tried = pilot.held(config, run, model, prompt, questions, "train" in todo)
             if "calibrate" in todo and first():  # to be refused now; they are loaded again where they are used
                 lm.load_embedder(config.embedder, model)
                 if config.judge:
@@ -227,6 +235,10 @@ def main(argv):
             run.write("environment.json", build.environment(model.device))
         if "sample" in todo:
             with run.stage("sample", config) as cost:
+                if tried:
+                    print(tried["said"])
+                    run.write(pilot.kept(config, run).name, tried)  # for when this is interrupted
+                    cost["pilot"] = tried
                 cost["tokens"] = sample(config, run, model, prompt, questions)
         if "calibrate" in todo:
             with run.stage("calibrate", config) as cost:

@@ -26,7 +26,7 @@ class Config:
                         "JSONL file with `question` and `answers`; commas join, in equal shares", "sample")  # fmt: skip
     ood: str = flag("", "unseen evaluation sets, named like --dataset (default: none; toy: its own)",
                     "sample")  # fmt: skip
-    prompt: str = flag("auto", "auto: the tokenizer's chat template if it has one", "sample",
+    prompt: str = flag("auto", "auto: chat or fewshot, by a pilot, where there is a chat template", "sample",
                        choices=("auto", "chat", "fewshot"))  # fmt: skip
     platt_questions: int = flag(500, "labelled questions for Platt scaling alone", "sample", POSITIVE)
     train_questions: int = flag(1000, "labelled questions to train on", "sample", POSITIVE)

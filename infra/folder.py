@@ -25,6 +25,7 @@ FILES = {  # the stages in their order, and what each of them writes
 }  # fmt: skip
 STAGES = tuple(FILES)
 FORMAT = 6  # of the files; a folder of another format is refused
+PILOT = {"questions": 40, "samples": 5}  # what beyond/pilot.py tries both prompts on, and samples for each question
 LOADED = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model and its tokenizer; also vocab.txt
 
 
@@ -96,7 +97,13 @@ class Run:
 
     def done(self, stage, config):
         """Was this stage finished with these settings, and is all of it still there?"""
-        return self.finished(stage) and self.stages()[stage]["key"] == key(stage, config)
+        entry = self.stages()[stage] if self.finished(stage) else {"key": ""}
+        piloted = entry.get("pilot", {}).get("key", pilot_key(config))  # where a pilot chose the prompt
+        return (entry["key"], piloted) == (key(stage, config), pilot_key(config))
+
+    def pilot(self):
+        """What a pilot found when it chose the prompt of the samples; empty without one."""
+        return self.stages().get("sample", {}).get("pilot", {})
 
     def changed(self, config, given):
         """The settings that differ from those in config.json. -> names
@@ -171,6 +178,12 @@ def model_key(stage, config):
     stages = STAGES[: STAGES.index(stage) + 1]
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["stage"] in stages}
     return f"{short(settings | {'format': FORMAT})}-{short(local(config.model))}"
+
+
+def pilot_key(config):
+    """A digest of what a choice of the prompt depends on, beside what all samples do."""
+    embedder = [] if config.embedder == "self" else local(config.embedder)
+    return short([PILOT, config.embedder, embedder, config.kernel, config.gamma, config.grader == "contains"])
 
 
 def local(model):

@@ -10,6 +10,7 @@ import unicodedata
 from decimal import Decimal
 from functools import reduce
 
+FAIR = 0.05, 0.95  # accuracy; beyond it, too few answers are of one kind for right and wrong to be told apart
 _PLAIN = str.maketrans("´ʹʼʻ׳״`ºª∕×♯♭٫٬٪−–＾＊", "'''''''°°/x#b.,%--^*", "\ufe0e\ufe0f™℠")  # NFKD makes ™ "TM"
 _WRITTEN = (  # one way of writing for several, in this order
     (r"""^\s*(["'])(.*)\1(?=\W*$)""", r"\2"), (r"""^([^"]*\d)"(?!\w)""", r"\1″"),  # "5" is 5, and 5" are inches

@@ -87,6 +87,8 @@ def load_model(config, run):
     if config.prompt == "chat" and not template:
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
     style = "chat" if template and config.prompt != "fewshot" else "fewshot"
+    if config.prompt == "auto" and template:
+        style = run.pilot().get("prompt", style)  # as the samples were made
     model = with_engine(model, config.engine)
     own = tell if config.tell == "probability" else data
     return model, own.Prompt(model, style, () if config.model == "toy" else own.EXAMPLES, config.answer == "reasoned",

@@ -41,11 +41,12 @@ def teacher_cost(samples, seconds):
             "target": {"tokens": both, "seconds": seconds}}  # fmt: skip
 
 
-def write(run, config, rows, samples, fit, log, cost, language_model_error=None):
+def write(run, config, rows, samples, fit, log, cost, language_model_error=None, labels=None):
     """Build the report and write it: JSON, markdown, a page, pictures, the model card of the adapter. -> the report"""
     report = build(rows, fit, log, cost, run.stages(), config, run.read("environment.json"))
     report["language_model_error"] = language_model_error  # of the toy model
-    report["warnings"] += no_answers(samples, rows)
+    report["labels"] = labels  # what report.graded saw
+    report["warnings"] += [*no_answers(samples, rows), *(labels["warnings"] if labels else ())]
     run.write("report.json", report)
     run.write("report.md", tables.markdown(report))
     run.write("adapter/README.md", card.adapter(report))
@@ -124,6 +125,9 @@ def _doubts(s):
         yield f"{s['n']} questions are few: read the intervals, not the numbers."
     if s["accuracy"] in (0, 1):
         yield f"every answer is {'right' if s['accuracy'] else 'wrong'}: AUROC is undefined."
+    if tables.one_sided(s):
+        yield (f"{s['accuracy']:.1%} of the answers are right: a constant would have next to no error, which tells "
+               "nothing of any method. Constants are left out of the tables.")  # fmt: skip
     for title, share in s["malformed"].items():
         if share > 0:
             yield f"{title}: {share:.1%} of the answers have no stated confidence; they count as worst."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from infra.files import strict
 from report import acting
-from report.tables import METHODS, costs, number, of_set, settings
+from report.tables import METHODS, costs, labels, number, of_set, settings
 
 TEMPLATE = Path(__file__).with_name("page.html")
 ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}  # so that no text in a script can end it
@@ -33,6 +33,7 @@ def render(report, rows, samples, pictures):
         "dataset": text(report["config"]["dataset"]),
         "first": f"{first['n']:,} held-out questions ({text(name)}, accuracy {number(first['accuracy'])})",
         "warnings": "".join(f"<li>{text(warning)}</li>" for warning in report["warnings"] or ["none"]),
+        "labels": "".join(table(*x) for x in labels(report)),
         "results": "\n".join(_set(part, s) for part, s in report["sets"].items()),
         "acting": table(*acting.table(report))
         + "".join(f"<p>Recommended for {text(sentence)}</p>" for sentence in report["recommended"]),

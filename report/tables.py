@@ -4,6 +4,7 @@ import html
 import math
 import re
 
+from infra.grading import FAIR
 from report import acting
 
 METHODS = {  # field of a row -> its name in the tables
@@ -24,6 +25,7 @@ COLUMNS = {"accuracy": "Accuracy", "ece": "ECE", "ece_mass": "ECE (mass)", "brie
            "aurc": "AURC", "reliability": "Reliability", "resolution": "Resolution"}  # fmt: skip
 FEW_METHODS = ("alone", "untrained", "trained", "expected", "target", "probability, scaled", "consistency, scaled",
                "base rate", "family prior", "truth")  # fmt: skip
+CONSTANTS = "base rate", "family prior"  # one number for all answers, or all of a family
 FEW_COLUMNS = ("ece", "brier", "auroc", "spearman")  # the paper's, and the Brier score
 LEGEND = (
     "Brackets: 95% bootstrap intervals. ECE: mean gap between confidence and accuracy, in ten bins of equal width or "
@@ -53,9 +55,20 @@ def cells(rows, columns):
     return found
 
 
+def one_sided(s):
+    """Are nearly all answers of a set right, or wrong? A constant has next to no error then, and is not shown."""
+    return not FAIR[0] <= s["accuracy"] <= FAIR[1]
+
+
+def shown(s):
+    """-> the methods of a set with their numbers"""
+    hidden = [METHODS[name] for name in CONSTANTS] if one_sided(s) else []
+    return {title: row for title, row in s["methods"].items() if title not in hidden}
+
+
 def of_set(s):
     """-> the tables of one evaluation set, one by one."""
-    yield f"All methods, {s['n']:,} questions", LEGEND, ["Method", *COLUMNS.values()], cells(s["methods"], COLUMNS)
+    yield f"All methods, {s['n']:,} questions", LEGEND, ["Method", *COLUMNS.values()], cells(shown(s), COLUMNS)
     if s["agreement"]:
         note = "Student v teacher: distillation error. Teacher v known probability: teacher error."
         rows = cells(s["agreement"], ("n", "mean_absolute_difference", "spearman"))
@@ -81,7 +94,18 @@ def settings(report):
         found["grader and exact match agree"] = f"{report['agree']:.1%} of the held-out answers"
     if report.get("language_model_error") is not None:
         found["mean error of the toy model's answer probabilities"] = number(report["language_model_error"])
+    pilot = report["stages"].get("sample", {}).get("pilot")
+    found |= {"pilot": pilot["said"]} if pilot else {}
     return found | report["config"] | report["environment"]
+
+
+def labels(report):
+    """-> the tables of what was graded, none for a report without"""
+    seen = report.get("labels")
+    if seen:
+        note = f"{seen['n']:,} labelled answers are right by: {seen['said']}."
+        rows = {e["question"]: [e["answer"], e["accepted"], e["label"]] for e in seen["examples"]}
+        yield "Graded answers", note, ["Question", "Answer", "Accepted", "Label"], rows
 
 
 def lines(heads, rows):
@@ -96,8 +120,9 @@ def markdown(report):
     """-> report.md"""
     out = ["# Report", ""]
     sections = [(name, of_set(s)) for name, s in report["sets"].items()]
-    sections += [("Cost", costs(report)), ("What to use", [acting.table(report)])]
-    for heading, tables in sections:
+    examples = [(*x, {q: map(plain, row) for q, row in rows.items()}) for *x, rows in labels(report)]
+    sections = [("Labels", examples)] * bool(examples) + sections
+    for heading, tables in [*sections, ("Cost", costs(report)), ("What to use", [acting.table(report)])]:
         out += [f"## {plain(heading)}", ""]
         for title, note, heads, rows in tables:
             out += [f"### {title}", "", *lines(heads, rows), "", *([note, ""] if note else [])]
@@ -111,8 +136,8 @@ def summary(report):
     """The main rows and columns, a table in markdown for each evaluation set."""
     out, heads = [], ["", *(COLUMNS[column] for column in FEW_COLUMNS), "Tokens"]
     for name, s in report["sets"].items():
-        shown = [method for method in FEW_METHODS if METHODS[method] in s["methods"]]
-        rows = {METHODS[m]: s["methods"][METHODS[m]] | report["cost"].get(m, {}) for m in shown}
+        of, few = shown(s), {METHODS[method]: method for method in FEW_METHODS}
+        rows = {title: of[title] | report["cost"].get(method, {}) for title, method in few.items() if title in of}
         out += [f"**{plain(name)}** ({s['n']} questions, accuracy {s['accuracy']:.2f})", ""]
         out += [*lines(heads, cells(rows, [*FEW_COLUMNS, "tokens"])), ""]
     return "\n".join([*out, "ECE, Brier: lower is better. AUROC: higher is better, 0.5 is guessing. Brackets: 95% "

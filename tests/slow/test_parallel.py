@@ -1,5 +1,6 @@
 """Several processes on one CPU against one: the same samples and targets, and the same adapter but for rounding."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import assert_close, distance, rows, weights
+from helpers import SMALL, assert_close, distance, rows, weights
 
 import calunc
 import toy
@@ -83,6 +84,18 @@ def test_two_processes_follow_the_exact_gradient(alone, tmp_path):
         finish(start(folder, "--gradient", "exact", "--every", "5", "--warmup", "0", processes=n))
     assert_alike(folders[1], folders[0])
     assert distance(folders[1], alone) > 0.1
+
+
+def test_two_processes_choose_one_prompt(tiny, questions, tmp_path):
+    """By one pilot, of which each has done a share; its file is gone at the end."""
+    said = [tmp_path / "1", tmp_path / "2"]
+    flags = ["sample", "--model", tiny("gpt2", chat=True), "--dataset", questions, *SMALL, "--reflection", "0", "--out"]
+    for n, folder in enumerate(said, 1):
+        assert finish(start(folder, processes=n, command=map(str, flags))).count("by a pilot of 16 labelled") == 1
+    one, two = (json.loads((folder / "stages.json").read_text())["sample"]["pilot"] for folder in said)
+    assert_close(one, two)
+    assert_close(*(rows(folder / "samples.jsonl") for folder in said))
+    assert not list(said[1].glob(".sample-*"))
 
 
 def test_too_few_questions_for_the_processes(monkeypatch):
