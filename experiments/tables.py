@@ -150,7 +150,7 @@ def _mean(values):
 
 def _distances(agreements, field):
     """What the agreements of each seed say of one method. -> {"target": {measure: [of each seed]}, "truth": ...}"""
-    names = {other: f"{METHODS[field]} v {METHODS[other].lower()}" for other in CEILINGS}
+    names = {other: f"{METHODS.get(field)} v {METHODS[other].lower()}" for other in CEILINGS}  # of a probe, none
     return {
         other: {measure: [a[name][measure] for a in agreements] for measure in DISTANCES}
         for other, name in names.items() if all(name in a for a in agreements)

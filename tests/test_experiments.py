@@ -177,6 +177,16 @@ def runs(tmp_path):
     return root
 
 
+def test_probes_have_rows_of_their_own(runs):
+    """One that knows the truth is as good as the teacher, which says it here."""
+    for run in map(Run, runs.glob("samples-*")):
+        rows = [{"part": r["part"], "id": r["id"], "probe": r["truth"]} for r in run.read("predictions.jsonl")]
+        run.write("probes.jsonl", rows)
+    found, _ = tables.collect(TINY, runs)
+    row, teacher = (found["test"]["rows"][title] for title in (tables.PROBES["probe"], METHODS["target"]))
+    assert row["seeds"] == teacher["seeds"] and row["tokens"] == 2 and row["agreement"] == {}
+
+
 def asked(runs, arm, seed):
     return [r for r in Run(runs / f"{arm}-{seed}").read("predictions.jsonl") if r["part"] == "test"]
 
