@@ -73,7 +73,7 @@ def tried_on(questions, config, model, prompt, embedder=None):
     """Answer questions; with an embedder, also sample and grade. -> {figure: number}, a Reply to each question"""
     n, size, found = PILOT["samples"] if embedder else 0, config.sample_batch, []
     batches = [questions[i : i + size] for i in range(0, len(questions), size)]
-    for batch in progress.Bar(parallel.share(batches), desc=f"pilot, {prompt.style}", unit="batch"):
+    for batch in progress.Bar(parallel.share(batches), desc="pilot", unit="batch"):
         temperatures = [config.answer_temperature] + [config.temperature] * n
         seeds = [lm.seed_of(config.seed, "pilot", q.id) for q in batch]
         found.append(use.answers(model, prompt, [q.question for q in batch], temperatures, seeds, config))

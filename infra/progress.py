@@ -79,6 +79,7 @@ def expect(config, run, todo, parts):
     built = config.model != "toy" or run.path(f"model-{config.seed}").exists()
     Bar.spent, Bar.ahead = [], {} if built else {"toy: language model": 3e6}
     for stage, name, tokens in (
+        ("sample", "pilot", min(n, 40) * (15 + 6 * answer) * (config.model != "toy")),  # of one prompt
         ("sample", "sampling answers", n * (15 + (1 + config.samples) * answer)),
         ("calibrate", "judging answers", n * 60 * (config.grader == "judge")),
         ("calibrate", "embedding the answers", n * (1 + config.samples) * answer / 8),
