@@ -3,10 +3,9 @@
 Where the tokenizer has a chat template, `--prompt auto` tries both on the same labelled questions, graded and embedded
 as the run will do it, and takes the one whose entropy H tells right answers from wrong ones better:
 
-    AUROC of -H, H of a few samples; accuracy, where that is equal; chat, where both are
+    AUROC of -H, H of a few samples; accuracy, where the two AUROC do not differ by 1.96 standard errors; or else chat
 
-Figures count as they are shown, in hundredths. AUROC is left out where under 5% of a prompt's answers are right, or
-wrong: it is undefined there, or the luck of an answer or two. Exact match stands for a judge and for labels of a file.
+Exact match stands for a judge and for labels of a file.
 """
 
 import sys
@@ -25,7 +24,7 @@ from beyond import exact
 from infra import parallel, progress, setup
 from infra.files import first
 from infra.folder import PILOT, pilot_key
-from infra.grading import FAIR, grade
+from infra.grading import grade
 
 STATING = 10  # questions after which the probability of a number is measured
 
@@ -91,13 +90,15 @@ def tried_on(questions, config, model, prompt, embedder=None):
 
 def choose(forms, n):
     """{style: figures}, of n questions -> the style to take; a sentence that says why"""
-    fair = all(FAIR[0] <= f["accuracy"] <= FAIR[1] for f in forms.values())
-    names = ("auroc", "accuracy") if fair else ("accuracy",)
-    best = max(forms, key=lambda style: ([round(forms[style][name], 2) for name in names], style == "chat"))
+    auroc, accuracy = ([f[name] for f in forms.values()] for name in ("auroc", "accuracy"))
+    # the variance of an AUROC that knows nothing, Mann and Whitney 1947
+    noise = sum((n + 1) / (12 * n**2 * p * (1 - p)) if 0 < p < 1 else np.inf for p in accuracy) ** 0.5
+    apart = len(forms) > 1 and abs(auroc[0] - auroc[1]) > 1.96 * noise
+    best = max(forms, key=lambda style: (apart and forms[style]["auroc"], forms[style]["accuracy"], style == "chat"))
     each = [f"{style} AUROC of the entropy {f['auroc']:.2f}, accuracy {f['accuracy']:.0%}".replace("nan", "undefined")
             for style, f in sorted(forms.items(), key=lambda form: form[0] != best)]  # fmt: skip
-    each += ["the other one answers nothing"] * (len(forms) == 1)
-    each += ["accuracy decides, as nearly all answers are of one kind"] * (not fair)
+    why = "AUROC decides" if apart else "accuracy decides, as AUROC differs by no more than chance"
+    each += ["the other one answers nothing" if len(forms) == 1 else why]
     return best, f"prompt {best}, by a pilot of {n} labelled questions: {'; '.join(each)}"
 
 
