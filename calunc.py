@@ -11,7 +11,7 @@ The method of "From Entropy to Calibrated Uncertainty: Training Language Models 
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
 From infra: cli (flags, what is done already), commands (ask, predict, ...), setup (questions, model), parallel
-(processes), progress, files.first, grading.
+(processes), progress, files, folder, grading.
 """
 
 from infra import cli
@@ -34,13 +34,11 @@ import rl
 import toy
 import use
 from beyond import baselines, compare, exact, graders, pilot, rewards
-from infra import commands, parallel, progress, setup
-from infra.files import first
+from infra import commands, folder, parallel, progress, setup
+from infra.files import LABELLED, first
 from infra.grading import grade
 from report import build, graded, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
-
-LABELLED = "platt", "train"  # parts
 
 # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -242,7 +240,7 @@ def main(argv):
                 cost["tokens"] = sample(config, run, model, prompt, questions)
         if "calibrate" in todo:
             with run.stage("calibrate", config) as cost:
-                cost["tokens"] = calibrate(config, run, model)
+                cost |= {"tokens": calibrate(config, run, model), "embedder": folder.local(config.embedder)}
         if "train" in todo:
             with run.stage("train", config) as cost:
                 cost["tokens"] = train(config, run, model, prompt)

@@ -5,7 +5,7 @@
     answer.text, answer.confidence
     lm.judge("What is the capital of Peru?", "Cusco").confidence
 
-From infra: setup (the model and the settings of a run), loop.sampled.
+From infra: setup (the model and the settings of a run), progress, files.LABELLED, loop.sampled.
 """
 
 import functools
@@ -22,7 +22,8 @@ import lm
 import lora
 import rl
 from beyond import baselines, exact, readouts
-from infra import setup
+from infra import progress, setup
+from infra.files import LABELLED
 from infra.loop import sampled
 
 
@@ -48,7 +49,8 @@ class CalibratedLM:
         if self.config.readout in readouts.TRAINED:
             lora.load_adapter(self.model, self.run.path("adapter"))
         else:
-            self.labelled = [row for row in self.run.read("targets.jsonl") if row["part"] in ("platt", "train")]
+            rows = self.run.read("targets.jsonl")
+            self.scale = readouts.scaler(self.field, [row for row in rows if row["part"] in LABELLED])
         if self.config.readout == "samples":
             self.embedder = lm.load_embedder(self.config.embedder, self.model)
 
@@ -58,22 +60,22 @@ class CalibratedLM:
 
     def judge(self, question, answer):
         """How sure the model is of an answer from elsewhere. -> Answer"""
-        return self.judge_all([question], [answer])[0]
+        return self.judge_all([question], [answer or ""])[0]  # None is no answer
 
     def ask_all(self, questions):
         """`ask`, in batches. -> list of Answer"""
-        return self.judge_all(questions, [None] * len(questions))
+        return self.judge_all(questions := list(questions), [None] * len(questions))
 
     def judge_all(self, questions, texts):
         """`judge`, in batches; a text may be None, for the model's own. -> list of Answer"""
         questions, config, found = setup.askable(self.config, self.model, questions), self.config, {}
-        for text in (text for text in texts if text is not None):
-            setup.check_answer(config, self.model, text)
+        texts = [text if text is None else setup.check_answer(config, self.model, text) for text in texts]
         n = config.samples if config.readout == "samples" else 0
         temperatures = [config.answer_temperature] + [config.temperature] * n
         for given in (False, True):
-            some = [i for i, text in enumerate(texts) if (text is not None) == given]
-            for batch in batches(some, lambda i: len(questions[i]), config.sample_batch):
+            some = [i for i, (_, text) in enumerate(zip(questions, texts, strict=True)) if (text is not None) == given]
+            parts = batches(some, lambda i: len(questions[i]), config.sample_batch)
+            for batch in progress.Bar(parts, desc="answering", unit="batch", disable=len(parts) < 2 or None):
                 asked, replies = [questions[i] for i in batch], [[]] * len(batch)
                 seeds = [lm.seed_of(config.seed, "use", q) for q in asked]
                 if n or not given:
@@ -96,20 +98,18 @@ class CalibratedLM:
         elif self.config.readout == "samples":
             rows = [{"answer": r.text, "samples": [s.text for s in samples], "answer_logprob": r.logprob,
                      "answer_tokens": r.tokens} for r, *samples in replies]  # fmt: skip
-            confidences = readouts.scaled(self.field, self.labelled, scores(self.embedder, rows, self.config))
+            confidences = self.scale(scores(self.embedder, rows, self.config))
         else:
-            rows = [{"probability": r.probability} for r in first]
-            confidences = readouts.scaled(self.field, self.labelled, rows)
+            confidences = self.scale([{"probability": r.probability} for r in first])
         if self.refitted:
             confidences = self.refitted.predict(confidences)
         return [Answer(r.text, c, z) for r, c, z in zip(first, confidences, reflections, strict=True)]
 
     def threshold(self, max_error):
         """The confidence from which on at most such a share of answers is wrong, or None: see readouts.threshold."""
-        pairs = self.refitted.pairs if self.refitted else setup.held_out(self.config, self.run, self.field)
-        confidences, correct = zip(*pairs, strict=True)
-        confidences = self.refitted.predict(confidences) if self.refitted else confidences
-        return readouts.threshold(confidences, correct, max_error)
+        pairs = self.refitted.pairs if self.refitted else setup.held_out(self)
+        said, correct = zip(*pairs, strict=True)
+        return readouts.threshold(self.refitted.predict(said) if self.refitted else said, correct, max_error)
 
 
 class Reply(NamedTuple):

@@ -8,8 +8,9 @@ import numpy as np
 import platt
 import use
 from beyond import baselines
-from beyond.readouts import FEATURES, log_odds, scaled
+from beyond.readouts import FEATURES, log_odds, scaler
 from infra import parallel, progress
+from infra.files import LABELLED
 
 
 def state(config, model, prompt, pairs, ways):
@@ -34,7 +35,7 @@ def free(labelled, held_out):
     asked = [t for _, t in held_out]
     found = {"base rate": [float(np.mean(labels))] * len(asked)}
     found["family prior"] = baselines.family_prior(labels, families, [t["family"] for t in asked])
-    return found | {field: scaled(field, labelled, asked) for field in FEATURES}
+    return found | {field: scaler(field, labelled)(asked) for field in FEATURES}
 
 
 def read_again(name, config, model, prompt, pairs, stated):
@@ -48,7 +49,7 @@ def read_again(name, config, model, prompt, pairs, stated):
     if name == "p-true":
         prompt = baselines.true_or_false(prompt)
     if way not in stated:
-        held_out = [(s, t) for s, t in pairs if s["part"] not in ("platt", "train")]
+        held_out = [(s, t) for s, t in pairs if s["part"] not in LABELLED]
         stated |= state(config, model, prompt, held_out, [way])
     own = [(s, t) for s, t in pairs if s["part"] == "platt"]
     scores, *_ = state(config, model, prompt, own, [way])[way]

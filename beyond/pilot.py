@@ -10,7 +10,6 @@ Exact match stands for a judge and for labels of a file.
 
 import sys
 from dataclasses import replace
-from math import exp
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import rl
 import use
 from beyond import exact
 from infra import parallel, progress, setup
-from infra.files import first
+from infra.files import LABELLED, first
 from infra.folder import PILOT, pilot_key
 from infra.grading import grade
 
@@ -43,7 +42,7 @@ def held(config, run, model, prompt, questions, training):
         return prompts[found["prompt"]], found
     for one in prompts.values():
         setup.check_lengths(config, model, one, [q for _, q in questions])
-    asked = [q for part, q in questions if part in ("platt", "train")][: PILOT["questions"]]
+    asked = [q for part, q in questions if part in LABELLED][: PILOT["questions"]]
     embedder = lm.load_embedder(config.embedder, model) if both else None
     tried = {style: tried_on(asked, config, model, one, embedder) for style, one in prompts.items()}
     # A model that answers nothing leaves nothing to grade or embed. One that states no number is not refused, because
@@ -108,6 +107,6 @@ def chance_of_number(config, model, prompt, pairs):
     _, numbers = exact.numbers(model, prompt.statement)
     if not numbers:
         return 0.0
-    pairs = [(q.question, r.text, r.thought, exp(r.logprob / r.tokens)) for q, r in pairs]
+    pairs = [(q.question, r.text, r.thought, r.probability) for q, r in pairs]
     asked = rl.ask(model, replace(prompt, reflection=0), pairs, config)
     return exact.log_policy(model, asked, list(range(len(pairs))), numbers, config).exp().sum(-1).mean().item()

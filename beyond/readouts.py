@@ -17,7 +17,7 @@ answers above t are wrong, for questions like these, and if fewer are wrong the 
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, lgamma, log
+from math import log
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ FEATURES = {  # a row of targets.jsonl -> what is fitted
 }
 
 
-def scaled(field, labelled, asked):
-    """One of FEATURES, with Platt scaling fitted to all labelled questions. -> a confidence for each of those asked"""
-    known, new = (np.array([FEATURES[field](t) for t in rows]) for rows in (labelled, asked))
-    return platt.fit(known, [t["correct"] for t in labelled]).predict(new).tolist()
+def scaler(field, labelled):
+    """Platt scaling of one of FEATURES, fitted to labelled rows of targets.jsonl. -> rows like them -> confidences"""
+    fit = platt.fit([FEATURES[field](t) for t in labelled], [t["correct"] for t in labelled])
+    return lambda rows: fit.predict([FEATURES[field](t) for t in rows]).tolist()
 
 
 def log_probabilities(lm, prompt, questions, answers):
@@ -70,7 +70,7 @@ class Refit:
 
     P(correct) = σ(slope · log-odds + offset): as it is (1, 0), shifted (1, b), or Platt's (a, b) with a > 0, whichever
     has the lowest BIC, -2 log L + log N for each number that was fitted (Schwarz 1978): few labels may not say enough
-    for two. The order stays. Raises ValueError where nothing has a confidence.
+    for two. The order stays, but for ties below 2% and above 98%. Raises ValueError where nothing has a confidence.
     """
 
     pairs: list
@@ -92,6 +92,8 @@ class Refit:
 
     def predict(self, confidences):
         slope, offset = self.slope_and_offset
+        if (slope, offset) == (1, 0):
+            return list(confidences)  # log-odds would move those near 0 and 1
         return [None if c is None else float(platt.sigmoid(slope * log_odds(c) + offset)) for c in confidences]
 
 
@@ -105,8 +107,8 @@ def shift(x, y):
 
 
 def threshold(confidence, correct, max_error, delta=DELTA):
-    """The lowest t so that at most max_error of the answers with a confidence of at least t are wrong, with probability
-    1 - delta, of all questions like these N held-out ones. -> float, or None where no threshold reaches it
+    """The lowest t so that at most max_error of the answers with a confidence of at least t are wrong, in all questions
+    like these N held-out ones, with probability 1 - delta. -> float, or None where no threshold reaches it
 
     Nothing stated, None, is never answered. Raises ValueError for a max_error that is not between 0 and 1.
     """
@@ -127,5 +129,6 @@ def threshold(confidence, correct, max_error, delta=DELTA):
 
 def tail(k, n, p):
     """P(Binomial(n, p) <= k)"""
-    ways = [lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) for i in range(int(k) + 1)]
-    return sum(exp(way + i * log(p) + (n - i) * log(1 - p)) for i, way in enumerate(ways))
+    i, factorial = np.arange(k + 1), np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))  # log n!
+    ways = factorial[n] - factorial[i] - factorial[n - i]
+    return np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum()

@@ -18,9 +18,9 @@ from settings import PAPER, RECIPES, TOY, Config, check, option, usual
 
 USES = {  # what a command needs and what it may have, beside settings that change no result
     "ask": (("question",), ("fit", "show_reflection")), "predict": (("input", "out"), ("fit", "max_error")),
-    "recalibrate": (("labels", "fit"), ()), "merge": (("out",), ()),
+    "recalibrate": (("labels",), ("fit",)), "merge": (("out",), ()),
 }  # fmt: skip
-SHOWN = {"question": "a question", "input": "--in", "out": "--out", "labels": "--labels", "fit": "--fit",
+SHOWN = {"question": "question", "input": "--in", "out": "--out", "labels": "--labels", "fit": "--fit",
          "max_error": "--max-error", "show_reflection": "--show-reflection"}  # fmt: skip
 GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt scaling", "train": "training",
           "eval": "evaluation", None: "how it runs and what it returns; the trained model is the same"}  # fmt: skip
@@ -35,7 +35,7 @@ def parse(argv, about=None):
     parser.add_argument("command", nargs="?", default="eval", metavar="COMMAND", choices=(*STAGES, *USES),
                         help="sample, calibrate, train or eval: go on up to this stage (default: eval, everything); "
                         "ask: answer one question; predict: answer a file of them, or judge its answers; "
-                        "recalibrate: fit a readout to other questions; merge: write an ordinary model")  # fmt: skip
+                        "recalibrate: refit a readout to other questions; merge: write an ordinary model")  # fmt: skip
     parser.add_argument("question", nargs="?", help="the question for `ask`")
     parser.add_argument("--out", help="run folder to write (default: runs/MODEL, or runs/MODEL-SEED); for predict, the "
                         "JSONL file; for merge, the folder of the model")  # fmt: skip
@@ -46,11 +46,11 @@ def parse(argv, about=None):
     parser.add_argument("--print-settings", action="store_true", help="print every setting that changes a "
                         "result, and who chose it, and exit")  # fmt: skip
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`; an `answer` "
-                        "beside it is judged, instead of one of the model")  # fmt: skip
-    parser.add_argument("--max-error", type=float, metavar="SHARE", help="predict marks answers to `abstain` from, so "
-                        "that at most this share of the others is wrong")  # fmt: skip
-    parser.add_argument("--fit", metavar="NAME", help="a fit of the readout to other questions: recalibrate makes it, "
-                        "ask and predict use it")  # fmt: skip
+                        "beside it is judged, instead of the model's own")  # fmt: skip
+    parser.add_argument("--max-error", type=float, metavar="SHARE", help="predict marks with `abstain` the answers not "
+                        "to act on, so that at most this share of the others is wrong")  # fmt: skip
+    parser.add_argument("--fit", metavar="NAME", help="a refit of the readout to other questions: recalibrate makes "
+                        "it (default: named like its --labels), ask and predict use it")  # fmt: skip
     groups = {stage: parser.add_argument_group(title) for stage, title in GROUPS.items()}
     for f in fields(Config):
         values = {"default": f.default, "toy": TOY.get(f.name, ""), "paper": PAPER.get(f.name, "")}
@@ -81,12 +81,13 @@ def check_use(args):
     """Raises ValueError for a missing argument of a command that uses a run, and for one that it does not take."""
     must, may = USES[args.command]
     for name, shown in SHOWN.items():
-        there = getattr(args, name, None) not in (None, "", False)  # an error of 0 is there, and refused later
+        value = getattr(args, name, None)
+        there = bool(value) or name == "max_error" and value == 0
         if there and name not in must + may and name != "labels":
             raise ValueError(f"{args.command} takes no {shown}; --run names the run folder")
         if not there and name in must:
-            every = " and ".join(SHOWN[name] for name in must)
-            raise ValueError(f"{args.command} needs {every}; --run names the run folder")
+            every = " and ".join(SHOWN[name] for name in must).replace("question", "a question")
+            raise ValueError(f"{args.command} needs {every}")
     args.run = args.run or "runs/toy"
 
 
@@ -139,7 +140,7 @@ def plan(args, config):
     check(config)
     for name, value in (("question", args.question), ("--run", args.run), ("--in", args.input), ("--fit", args.fit),
                         ("--max-error", args.max_error)):  # fmt: skip
-        if value:
+        if value or value == 0:
             raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
     of_seed = f"-{config.seed}" if config.seed != Config.seed else ""
     run = Run(args.out or f"runs/{Path(config.model).resolve().name}{of_seed}")

@@ -22,43 +22,50 @@ def ask(args):
 
 def predict(args):
     """Rows that have an `answer` keep it and get a confidence for it; the others get the model's own."""
-    out, added = _writable(args.out), ("confidence", "reflection", *["abstain"] * (args.max_error is not None))
-    asked = read_questions(args.input, added)
+    out, acting = _writable(args.out), args.max_error is not None
+    asked = read_questions(args.input, ("confidence", "reflection", *["abstain"] * acting))
     model = CalibratedLM(args.run, args.fit, **args.given)
-    least = model.threshold(args.max_error) if args.max_error is not None else None
+    least = model.threshold(args.max_error) if acting else None
     rows = []
     for (_, row), a in zip(asked, _answers(model, asked), strict=True):
-        rows.append(row | {"answer": a.text, "confidence": a.confidence, "reflection": a.reflection})
-        if args.max_error is not None:
+        own = {"answer": a.text} if row.get("answer") is None else {}
+        rows.append(row | own | {"confidence": a.confidence, "reflection": a.reflection})
+        if acting:
             rows[-1]["abstain"] = least is None or a.confidence is None or a.confidence < least
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
-    if args.max_error is not None:
-        kept, promise = sum(not row["abstain"] for row in rows), f"at most {args.max_error:.0%} wrong answers"
+    if acting:
+        promise, like = f"at most {100 * args.max_error:g}% wrong answers", "labelled" if args.fit else "held-out"
+        kept = sum(not row["abstain"] for row in rows)
         print(f"no confidence promises {promise}: all abstain" if least is None else
-              f"{kept} have a confidence of at least {least:.3f}, which promises {promise} for questions like the "
-              f"held-out ones, at {1 - readouts.DELTA:.0%} confidence; the others abstain")  # fmt: skip
+              f"{kept} have a confidence of at least {least:.3f}, which promises {promise} where the model itself "
+              f"answers questions like the {like} ones, at {1 - readouts.DELTA:.0%} confidence; the others abstain")
 
 
 def recalibrate(args):
-    """Platt scaling of a readout on labelled questions of another kind, kept in the run folder under a name."""
+    """Refit a readout to labelled questions of another kind; the fit is kept in the run folder under a name."""
     path = args.given.pop("labels")
-    asked = read_questions(path)
+    asked, name = read_questions(path), args.fit or Path(path).stem
     for where, row in asked:
         accepted = row.get("answers")
         listed = isinstance(accepted, list) and accepted and all(isinstance(a, str) for a in accepted)
         if row.get("correct") not in (0, 1) and (not listed or "correct" in row):
             raise ValueError(f"{where}: needs `answers`, a list of accepted ones, or `correct`, 0 or 1")
     model = CalibratedLM(args.run, **args.given)
+    config, run = model.config, model.run
+    before = setup.fits(run)
+    if config.readout in before.get(name, {}):
+        raise ValueError(f"there is a fit {name!r} of --readout {config.readout} already: give --fit a new name")
     found = _answers(model, asked)
     rows = [row | {"answer": a.text} for (_, row), a in zip(asked, found, strict=True)]
-    grader = replace(model.config, grader="exact") if model.config.grader == "file" else model.config
-    graded = iter(graders.graded(grader, model.run, [row for row in rows if "correct" not in row], model.model))
+    grader = replace(config, grader="exact") if config.grader == "file" else config
+    graded = iter(graders.graded(grader, run, [row for row in rows if "correct" not in row], model.model))
     correct = [int(row["correct"] if "correct" in row else next(graded)) for row in rows]
     refit = readouts.Refit([(a.confidence, label) for a, label in zip(found, correct, strict=True)])
     slope, offset = refit.slope_and_offset
-    setup.keep_fit(model.config, model.run, args.fit, refit)
-    print(f"fit {args.fit!r} of --readout {model.config.readout}, on {len(rows)} questions with an accuracy of "
+    entry = {"key": run.stages()[setup.needed(config)]["key"], "pairs": refit.pairs}
+    run.write(setup.FITS, before | {name: before.get(name, {}) | {config.readout: entry}})
+    print(f"fit {name!r} of --readout {config.readout}, on {len(rows)} questions with an accuracy of "
           f"{sum(correct) / len(rows):.0%}: P(correct) = σ({slope:.2f} · log-odds + {offset:.2f})")
 
 
@@ -84,7 +91,7 @@ def merge(args):
         raise ValueError(f"the adapter in {run.folder} is on from the confidence turn on, and an ordinary model has no "
                          "switch: add --adapter everywhere to the call that made the run; the samples are kept, the "
                          "adapter is trained again")  # fmt: skip
-    trained = CalibratedLM(run.folder, **args.given)
+    trained = CalibratedLM(run.folder, **args.given | {"readout": "expected"})
     lora.merge(trained.model)
     asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)", "", 0.5), []))
     models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))

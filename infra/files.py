@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path
 
+LABELLED = ("platt", "train")  # the parts of the questions whose labels are used
+
 
 def processes():
     """How many torchrun started; one without it."""

@@ -10,6 +10,8 @@ from time import time
 
 from tqdm import tqdm
 
+from infra.files import LABELLED
+
 EVERY, KNOWN = 30, 5  # seconds between two lines; seconds after which a speed is known
 
 
@@ -67,7 +69,7 @@ class Bar(tqdm):
 
 def expect(config, run, todo, parts):
     """Call before the first loop of the stages `todo` of a run. parts: that of each question."""
-    n, held = len(parts), sum(part not in ("platt", "train") for part in parts)
+    n, held = len(parts), sum(part not in LABELLED for part in parts)
     answer = config.answer_tokens / 2 + config.thought_tokens * (config.answer == "reasoned")  # most end early
     turn, number = 40, 4  # these and other constants: as measured on a CPU
     said = config.reflection + number

@@ -14,7 +14,7 @@ import toy
 from beyond import readouts, tell
 from infra import models, parallel, sharing
 from infra.files import first, names
-from infra.folder import Run, model_key
+from infra.folder import Run, local, model_key
 from settings import check, flags, option
 
 
@@ -139,8 +139,12 @@ def usable_run(folder, settings):
     check(config)
     if not run.finished(stage := needed(config)) or not run.stages()[stage]["key"].startswith(model_key(stage, own)):
         what, hint = ("adapter", ", or add --readout sequence") if stage == "train" else ("calibrated samples", "")
+        hint = "" if "readout" in settings else hint
         raise ValueError(f"{folder} holds no {what} for its settings and the model {own.model}, as it is found from "
                          f"here: make it with `{again(own, run, stage)}`{hint}")  # fmt: skip
+    known = run.stages()[stage].get("embedder")  # its digest
+    if config.readout == "samples" and known and known != local(own.embedder):
+        raise ValueError(f"{own.embedder} is not the encoder that {folder} was calibrated with")
     return config, run
 
 
@@ -150,50 +154,49 @@ def needed(config):
 
 
 def check_answer(config, model, text):
-    """Raises ValueError for an answer from elsewhere that no confidence of this run is for."""
+    """An answer from elsewhere without blanks around it. Raises ValueError for one that this run cannot judge."""
     if config.answer == "reasoned":
-        raise ValueError("the answers of this run come after a thought, which an answer from elsewhere has not")
+        raise ValueError("the answers of this run come after a thought, which an answer from elsewhere does not have")
     if not isinstance(text, str) or not text.strip() or data.clean_answer(text) != text.strip():
         raise ValueError(f"an answer must be a text of one line, and not {text!r}")
     if config.model == "toy" and f" {text.strip()}" not in model.tokenizer.get_vocab():
         raise ValueError(f"the toy model has no word {text!r}")
-    if (n := len(model.proceed(f" {text}"))) >= config.answer_tokens:
-        raise ValueError(f"the answer has {n} tokens and the end of its line, and those that the confidence was made "
-                         f"for have at most --answer-tokens {config.answer_tokens}")  # fmt: skip
+    if (n := len(model.proceed(f" {text.strip()}"))) >= config.answer_tokens:
+        raise ValueError(f"the answer has {n} tokens and the end of its line, more than the --answer-tokens "
+                         f"{config.answer_tokens} of the run")  # fmt: skip
+    return text.strip()
 
 
-def held_out(config, run, field):
-    """Of a readout on the held-out questions of the run's own kind. -> N pairs of confidence and 0 or 1"""
-    if needed(config) == "calibrate":
-        rows = run.read("targets.jsonl")
-        labelled = [row for row in rows if row["part"] in ("platt", "train")]
-        rows = [row for row in rows if row["part"] == "test"]
-        return [(c, row["correct"]) for c, row in zip(readouts.scaled(field, labelled, rows), rows, strict=True)]
-    if not run.finished("eval"):
+def held_out(model):
+    """Of a CalibratedLM: its confidences in the held-out questions of the run's own kind. -> N pairs with 0 or 1"""
+    run, trained = model.run, needed(model.config) == "train"
+    if trained and not run.finished("eval"):
         raise ValueError(f"{run.folder} has no report yet: go on with `{again(run.config(), run)}`")
-    return [(row[field], row["correct"]) for row in run.read("predictions.jsonl") if row["part"] == "test"]
+    rows = [row for row in run.read("predictions.jsonl" if trained else "targets.jsonl") if row["part"] == "test"]
+    confidences = [row[model.field] for row in rows] if trained else model.scale(rows)
+    return [(c, row["correct"]) for c, row in zip(confidences, rows, strict=True)]
 
 
-FITS = "fits.json"  # of `recalibrate`, {name: {readout: {"key": of what is needed, "pairs": ...}}}
+FITS = "fits.json"  # of `recalibrate`, {name: {readout: {"key": of the stage that it needs, "pairs": ...}}}
+
+
+def fits(run):
+    found = run.read(FITS) if run.path(FITS).exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(of, dict) for of in found.values()):
+        raise ValueError(f"{run.path(FITS)} is damaged: delete it, and recalibrate again")
+    return found
 
 
 def fit_of(config, run, name):
     """-> Refit. Raises ValueError where there is none of this name for the readout."""
-    fits = run.read(FITS) if run.path(FITS).exists() else {}
-    found, there = fits.get(name, {}).get(config.readout), [f"{n} ({', '.join(of)})" for n, of in fits.items()]
+    found = fits(run).get(name, {}).get(config.readout)
     if not found:
+        there = ", ".join(f"{name} ({', '.join(of)})" for name, of in fits(run).items()) or "none"
         raise ValueError(f"{run.folder} has no fit {name!r} of --readout {config.readout}; `recalibrate` makes it. "
-                         f"There is: {', '.join(there) or 'none'}")  # fmt: skip
+                         f"There is: {there}")  # fmt: skip
     if found["key"] != run.stages()[needed(config)]["key"]:
-        raise ValueError(f"the fit {name!r} is of what {run.folder} held before: `recalibrate` makes it again")
+        raise ValueError(f"the fit {name!r} is of what {run.folder} held before: recalibrate under another name")
     return readouts.Refit(found["pairs"])
-
-
-def keep_fit(config, run, name, refit):
-    """Keep it beside the others."""
-    fits = run.read(FITS) if run.path(FITS).exists() else {}
-    entry = {"key": run.stages()[needed(config)]["key"], "pairs": refit.pairs}
-    run.write(FITS, fits | {name: fits.get(name, {}) | {config.readout: entry}})
 
 
 def again(config, run, stage=""):

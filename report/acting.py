@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from beyond.readouts import DELTA, FIELDS, RISKS, threshold
+from beyond.readouts import DELTA, FIELDS, RISKS, TRAINED, threshold
 from eval import with_missing
 
 COST = {"stated": "trained", "expected": "expected", "sequence": "answer", "samples": "target"}
 NOTE = (
-    f"For questions like those of the test set, at most this share of what is answered is wrong, with a probability of "
-    f"{1 - DELTA:.0%} over the choice of these questions (Learn then Test, arXiv 2110.01052). Nothing is promised for "
-    "unseen sets: their numbers say what happened. Answered and error: of each set, at the threshold of the test set."
+    "Of the model's own answers to questions like those of the test set, at most this share is wrong above the "
+    f"threshold, with a probability of {1 - DELTA:.0%} over the choice of these questions, for each row alone, and if "
+    "fewer are wrong the higher the confidence (Learn then Test, arXiv 2110.01052). Nothing is promised for unseen "
+    "sets: their numbers say what happened. Answered and error: of each set, at the threshold of the test set."
 )
 
 
@@ -34,13 +35,13 @@ def thresholds(rows, field):
 
 
 def recommended(rows, ways, cost, resamples, seed):
-    """A sentence for the test set, and one for the mean of the unseen sets: the cheapest readout whose Brier score
-    is the best, or whose paired 95% interval of the difference to the best includes 0."""
-    unseen = list(dict.fromkeys(r["part"] for r in rows if r["part"] != "test"))
+    """A sentence for the test set, and one for the mean of the unseen sets: the readout with the best Brier score, or
+    the cheapest whose paired 95% interval of the difference to it includes 0. Training costs more than tokens."""
+    unseen, rng = list(dict.fromkeys(r["part"] for r in rows if r["part"] != "test")), np.random.default_rng(seed)
     for title, parts in (("held-out questions", ["test"]), ("unseen sets", unseen)):
         scores, draws = [], []
         for part in parts:
-            of, rng = [r for r in rows if r["part"] == part], np.random.default_rng(seed)
+            of = [r for r in rows if r["part"] == part]
             worst = [with_missing([r[FIELDS[way]] for r in of], [r["correct"] for r in of])[1] for way in ways]
             errors = np.array([(c - y) ** 2 for c, y in worst])  # (readouts, N)
             scores.append(errors.mean(1))
@@ -48,13 +49,13 @@ def recommended(rows, ways, cost, resamples, seed):
         if scores:
             score, draw = np.mean(scores, 0), np.mean(draws, 0)  # (readouts,), (resamples, readouts)
             best = int(score.argmin())
-            ties = np.quantile(draw - draw[:, [best]], 0.025, axis=0) <= 0
-            price = [cost[COST[way]]["tokens"] for way in ways]
-            every = zip(ways, score, price, strict=True)
-            said = [f"{way} (Brier score {s:.3f}, {tokens:.1f} tokens)" for way, s, tokens in every]
-            choice = min(np.flatnonzero(ties), key=lambda i: (price[i], score[i]))
-            why = "the best" if choice == best else f"a tie with the best, {said[best]}, and cheaper"
-            yield f"{title}: --readout {said[choice]}, {why}."
+            ties = np.flatnonzero(np.quantile(draw - draw[:, [best]], 0.025, axis=0) <= 0)
+            tokens = [cost[COST[way]]["tokens"] for way in ways]
+            every = zip(ways, score, tokens, strict=True)
+            said = [f"{way} (Brier score {s:.3f}, {n:.1f} tokens)" for way, s, n in every]
+            first, *others = sorted(ties, key=lambda i: (ways[i] in TRAINED, tokens[i], score[i]))
+            tie = f"a tie with {', '.join(said[i] for i in others)}" if others else "the best"
+            yield f"{title}: --readout {said[first]}, {tie}."
 
 
 def table(report):

@@ -125,9 +125,6 @@ def _doubts(s):
         yield f"{s['n']} questions are few: read the intervals, not the numbers."
     if s["accuracy"] in (0, 1):
         yield f"every answer is {'right' if s['accuracy'] else 'wrong'}: AUROC is undefined."
-    if tables.one_sided(s):
-        yield (f"{s['accuracy']:.1%} of the answers are right: a constant would have next to no error, which tells "
-               "nothing of any method. Constants are left out of the tables.")  # fmt: skip
     for title, share in s["malformed"].items():
         if share > 0:
             yield f"{title}: {share:.1%} of the answers have no stated confidence; they count as worst."

@@ -38,8 +38,8 @@ def doubts(config, accuracy, share):
     used, other = ("exact", "contains") if low else ("contains", "exact")
     ways += [f"--grader {other} ({share[other]:.0%} right)"] * (config.grader == used)
     ways += ["easier questions" if low else "harder questions"]
-    return [f"{accuracy:.1%} of the labelled answers are right, which leaves hardly anything to tell apart: see the "
-            f"graded examples, and try {', or '.join(ways)}."]  # fmt: skip
+    return [f"{accuracy:.1%} of the labelled answers are right, which leaves hardly anything to tell apart, and any "
+            f"constant near it looks perfect: see the graded examples, and try {', or '.join(ways)}."]  # fmt: skip
 
 
 def text(seen):

@@ -4,7 +4,6 @@ import html
 import math
 import re
 
-from infra.grading import FAIR
 from report import acting
 
 METHODS = {  # field of a row -> its name in the tables
@@ -25,7 +24,6 @@ COLUMNS = {"accuracy": "Accuracy", "ece": "ECE", "ece_mass": "ECE (mass)", "brie
            "aurc": "AURC", "reliability": "Reliability", "resolution": "Resolution"}  # fmt: skip
 FEW_METHODS = ("alone", "untrained", "trained", "expected", "target", "probability, scaled", "consistency, scaled",
                "base rate", "family prior", "truth")  # fmt: skip
-CONSTANTS = "base rate", "family prior"  # one number for all answers, or all of a family
 FEW_COLUMNS = ("ece", "brier", "auroc", "spearman")  # the paper's, and the Brier score
 LEGEND = (
     "Brackets: 95% bootstrap intervals. ECE: mean gap between confidence and accuracy, in ten bins of equal width or "
@@ -55,20 +53,9 @@ def cells(rows, columns):
     return found
 
 
-def one_sided(s):
-    """Are nearly all answers of a set right, or wrong? A constant has next to no error then, and is not shown."""
-    return not FAIR[0] <= s["accuracy"] <= FAIR[1]
-
-
-def shown(s):
-    """-> the methods of a set with their numbers"""
-    hidden = [METHODS[name] for name in CONSTANTS] if one_sided(s) else []
-    return {title: row for title, row in s["methods"].items() if title not in hidden}
-
-
 def of_set(s):
     """-> the tables of one evaluation set, one by one."""
-    yield f"All methods, {s['n']:,} questions", LEGEND, ["Method", *COLUMNS.values()], cells(shown(s), COLUMNS)
+    yield f"All methods, {s['n']:,} questions", LEGEND, ["Method", *COLUMNS.values()], cells(s["methods"], COLUMNS)
     if s["agreement"]:
         note = "Student v teacher: distillation error. Teacher v known probability: teacher error."
         rows = cells(s["agreement"], ("n", "mean_absolute_difference", "spearman"))
@@ -136,8 +123,8 @@ def summary(report):
     """The main rows and columns, a table in markdown for each evaluation set."""
     out, heads = [], ["", *(COLUMNS[column] for column in FEW_COLUMNS), "Tokens"]
     for name, s in report["sets"].items():
-        of, few = shown(s), {METHODS[method]: method for method in FEW_METHODS}
-        rows = {title: of[title] | report["cost"].get(method, {}) for title, method in few.items() if title in of}
+        shown = [method for method in FEW_METHODS if METHODS[method] in s["methods"]]
+        rows = {METHODS[m]: s["methods"][METHODS[m]] | report["cost"].get(m, {}) for m in shown}
         out += [f"**{plain(name)}** ({s['n']} questions, accuracy {s['accuracy']:.2f})", ""]
         out += [*lines(heads, cells(rows, [*FEW_COLUMNS, "tokens"])), ""]
     return "\n".join([*out, "ECE, Brier: lower is better. AUROC: higher is better, 0.5 is guessing. Brackets: 95% "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ TWO = "predict --in {tmp}/two.jsonl"
     ("ask why --out {run}", "ask takes no --out; --run names the run folder"),
     ("ask why --run {run} --steps 7", "no --steps here: the settings are those of the run in"),
     ("ask why --run {tmp}/xyzzy", "{tmp}/xyzzy is no run folder"),
-    ("predict --run {run}", "predict needs --in and --out; --run names the run folder"),
+    ("predict --run {run}", "predict needs --in and --out"),
     (f"{TWO} --run {{run}}", "predict needs --in"), (f"{TWO} --out {{tmp}}/o --run {{tmp}}/no", "no is no run folder"),
     ("predict --in {tmp}/none.jsonl --out {tmp}/o --run {run}", "no file {tmp}/none.jsonl"),
     ("predict --in {tmp}/folder --out {tmp}/o --run {run}", "Is a directory: '{tmp}/folder'"),
@@ -163,9 +164,10 @@ TWO = "predict --in {tmp}/two.jsonl"
     (f"{TWO} --out {{tmp}}/o --run {{run}} --max-error 1", "an error of 1.0 cannot be promised: it must be"),
     (f"{TWO} --out {{tmp}}/o --run {{run}} --max-error 0", "an error of 0.0 cannot be promised"),
     (f"{TWO} --out {{tmp}}/o --run {{run}} --fit x", "has no fit 'x' of --readout expected; `recalibrate` makes it"),
-    ("ask why --run {run} --max-error 0.1", "ask takes no --max-error"),
+    ("ask why --run {run} --max-error 0", "ask takes no --max-error"),
     ("merge --out x --fit y", "merge takes no --fit"), ("ask why --run {run} --labels x", "no --labels here"),
-    ("recalibrate --run {run} --labels {tmp}/two.jsonl", "recalibrate needs --labels and --fit; --run names the run"),
+    ("recalibrate --run {run} --fit x", "recalibrate needs --labels"),
+    ("recalibrate --run {run} --labels {tmp}/two.jsonl", "none of the 2 labelled questions has a confidence to fit"),
     ("recalibrate --run {run} --fit x --labels {tmp}/none.jsonl", "no file {tmp}/none.jsonl"),
     ("recalibrate --run {run} --fit x --labels {tmp}/no_answers.jsonl", "line 31: needs `answers`, a list of accepted"),
     ("recalibrate --run {run} --fit x --labels {tmp}/answers_7.jsonl", "line 31: needs `answers`, a list of accepted"),
@@ -213,7 +215,7 @@ def test_a_readout_needs_its_stage(call, tmp_path, capsys):
     predict = ["predict", "--in", str(write(tmp_path / "in.jsonl", [{"question": "why"}])), "--out"]
     for stage, fails in (
         ("sample", {"sequence": "holds no calibrated samples", "samples": "holds no calibrated samples"}),
-        ("calibrate", {"sequence": "", "samples": "", "expected": "holds no adapter", "stated": "--readout sequence"}),
+        ("calibrate", {"sequence": "", "samples": "", "expected": "holds no adapter", "stated": "holds no adapter"}),
         ("train", {"expected": "", "stated": ""}),
     ):
         assert call(tmp_path / "run", command=stage) == 0
@@ -230,9 +232,22 @@ def test_a_readout_needs_its_stage(call, tmp_path, capsys):
         assert message or rows(tmp_path / readout)[0]["abstain"] is True
 
 
+def test_samples_need_the_encoder_of_the_fit(call, tiny, tmp_path, capsys):
+    encoder = Path(shutil.copytree(tiny("gpt2"), tmp_path / "encoder"))
+    assert call(tmp_path / "run", "--embedder", str(encoder), command="calibrate") == 0
+    argv = ["ask", "what is it", "--run", str(tmp_path / "run"), "--readout"]
+    assert calunc.main([*argv, "samples"]) == 0
+    weights = load_file(encoder / "model.safetensors")
+    save_file({name: w + 0.1 for name, w in weights.items()}, encoder / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert calunc.main([*argv, "samples"]) == 2
+    assert "encoder is not the encoder that" in one_sentence(capsys.readouterr())
+    assert calunc.main([*argv, "sequence"]) == 0  # it needs none
+
+
 def test_an_answer_after_a_thought_is_not_from_elsewhere(call, tmp_path, capsys):
     assert call(tmp_path / "run", "--answer", "reasoned", "--thought-tokens", "3", command="calibrate") == 0
-    with pytest.raises(ValueError, match="come after a thought, which an answer from elsewhere has not"):
+    with pytest.raises(ValueError, match="come after a thought, which an answer from elsewhere does not have"):
         calunc.CalibratedLM(tmp_path / "run", readout="sequence").judge("what is it", "a")
 
 

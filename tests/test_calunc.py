@@ -171,7 +171,7 @@ def test_the_answers_are_those_of_the_frozen_model(train, stating):
 def test_merge_writes_an_ordinary_model(train, finished, call, mixed, tmp_path, capsys):
     """With the probabilities that the adapter gives."""
     out, run = tmp_path / "merged", shutil.copytree(train("--adapter", "everywhere"), tmp_path / "run")
-    argv = ["merge", "--run", str(run), "--out", str(out)]
+    argv = ["merge", "--run", str(run), "--out", str(out), "--readout", "sequence"]  # the adapter all the same
     for refused, said in (
         (argv, "has no report yet: go on with `"), (argv[:3], "merge needs --out"),
         (["merge", "--run", str(finished), *argv[3:]], "has no switch: add --adapter everywhere to the call"),

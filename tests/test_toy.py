@@ -239,7 +239,7 @@ def test_answers_that_are_there_are_judged(readout, small_run, tmp_path):
         assert i % 3 == 2 or row["confidence"] == pytest.approx(a.confidence, abs=1e-4)
     mean = [np.mean([row["confidence"] or 0 for row in judged[k::3]]) for k in (1, 2)]
     assert readout in readouts.TRAINED or mean[1] < mean[0]  # the likeliest answer is likelier than others
-    alone = model.judge(samples[2]["question"], others[2])
+    alone = model.judge(samples[2]["question"], f" {others[2]}\n")
     assert (alone.text, alone.confidence) == (others[2], pytest.approx(judged[2]["confidence"], abs=1e-4))
 
 
@@ -259,6 +259,8 @@ def test_recalibration_makes_other_confidences_right(readout, small_run, tmp_pat
     there = [(a, b) for a, b in zip(old, new, strict=True) if a is not None]
     assert np.mean([b for _, b in there]) < 0.1 < np.mean([a for a, _ in there])
     assert after.threshold(0.2) is None and len(after.refitted.pairs) == 50
+    assert calunc.main(["recalibrate", *where, "--labels", str(tmp_path / "labels.jsonl")]) == 2
+    assert f"there is a fit 'odd' of --readout {readout} already" in capsys.readouterr().err
     assert calunc.main(["ask", asked[0], *where[:-1], "even"]) == 2
     assert f"no fit 'even' of --readout {readout}; `recalibrate` makes it. There is: odd ({readout})" in (
         capsys.readouterr().err)  # fmt: skip
@@ -268,6 +270,9 @@ def test_recalibration_makes_other_confidences_right(readout, small_run, tmp_pat
     (run / "stages.json").write_text(json.dumps(stages))
     assert calunc.main(["ask", asked[0], *where]) == 2
     assert "the fit 'odd' is of what" in capsys.readouterr().err
+    for damaged in ("[]", '{"odd": 7}', "{"):
+        (run / "fits.json").write_text(damaged)
+        assert calunc.main(["ask", asked[0], *where]) == 2 and "damaged" in one_sentence(capsys.readouterr())
 
 
 @pytest.mark.parametrize("question", [
