@@ -1,10 +1,12 @@
-"""Do thresholds on the confidence keep their promise? On halves of the test part, and on sets of other kinds.
+"""Do thresholds on the confidence keep their promise, and do fifty labels help on other questions?
 
     python -m experiments.acting smollm2-told        the runs of its first arm -> results/smollm2-told/acting.md
 
 A threshold from one half of the test questions is held against the other half, in 100 draws of the halves for each
 seed. The share of draws in which more than the promised error was made has the noise of that half too, so that it may
 exceed 10%. The threshold of the whole test part is held against each unseen set, for which nothing is promised.
+
+A readout is refitted (readouts.Refit) to 50 questions of an unseen set, and measured on the others, in five draws.
 """
 
 import sys
@@ -12,27 +14,27 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond.readouts import FIELDS, RISKS, scaled, threshold
+from beyond.readouts import FIELDS, RISKS, Refit, scaler, threshold
+from eval import brier, ece
 from experiments.grid import TABLES, slug
+from infra.files import LABELLED
 from infra.folder import Run
 from report import acting
 from report.tables import lines
 
-DRAWS = 100
+DRAWS, LABELS, REFITS = 100, 50, 5
 
 
 def rows_of(run):
     """predictions.jsonl, with the readout of samples where an older version left it out."""
     targets, rows, field = run.read("targets.jsonl"), run.read("predictions.jsonl"), FIELDS["samples"]
-    if field in rows[0]:
-        return rows
-    labelled = [t for t in targets if t["part"] in ("platt", "train")]
-    found = scaled(field, labelled, [t for t in targets if t["part"] not in ("platt", "train")])
+    scale = scaler(field, [t for t in targets if t["part"] in LABELLED])
+    found = scale([t for t in targets if t["part"] not in LABELLED])
     return [row | {field: c} for row, c in zip(rows, found, strict=True)]
 
 
 def halves(rows, field, error, rng):
-    """-> the share answered and the error in the other half, of each draw; the error is None if nothing is answered"""
+    """-> the share answered in the other half, of each draw, and the error there; None where nothing is answered"""
     test, found = [(r[field], r["correct"]) for r in rows if r["part"] == "test"], []
     for _ in range(DRAWS):
         order = rng.permutation(len(test))
@@ -40,6 +42,19 @@ def halves(rows, field, error, rng):
         t = threshold(*zip(*one, strict=True), error)
         kept = [y for c, y in other if t is not None and c is not None and c >= t]
         found.append((len(kept) / len(other), 1 - np.mean(kept) if kept else None))
+    return found
+
+
+def refits(rows, field, rng):
+    """ECE and Brier score of one set before and after, in each draw. -> (REFITS, 4)"""
+    there = [(r[field], r["correct"]) for r in rows if r[field] is not None]
+    found = []
+    for _ in range(REFITS):
+        order = rng.permutation(len(there))
+        some, others = ([there[i] for i in part] for part in (order[:LABELS], order[LABELS:]))
+        before, y = zip(*others, strict=True)
+        after = Refit(some).predict(before)
+        found.append([ece(before, y), ece(after, y), brier(before, y), brier(after, y)])
     return found
 
 
@@ -53,25 +68,30 @@ def main(name):
     arm, rng = next(iter(table.arms)), np.random.default_rng(0)
     every = [rows_of(Run(root / f"{slug(arm)}-{seed}")) for seed in table.seeds]
     parts = list(dict.fromkeys(r["part"] for r in every[0]))
-    within, beyond = {}, {}
+    within, beyond, refitted = {}, {}, {}
     for way, field in FIELDS.items():
         found = [acting.thresholds(rows, field) for rows in every]
         for error in RISKS:
             of, title = [f[str(error)] for f in found], f"{way}, at most {error:.0%} wrong"
             drawn = [x for rows in every for x in halves(rows, field, error, rng)]
             broken = np.mean([wrong is not None and wrong > error for _, wrong in drawn])
+            has = np.mean([wrong is not None for _, wrong in drawn])
             said = [f"{x['threshold']:.2f}" if x["threshold"] is not None else "none" for x in of]
             within[title] = [", ".join(said), percent([x["sets"]["test"][0] for x in of]),
-                             percent([share for share, _ in drawn]), percent([wrong for _, wrong in drawn]),
-                             f"{broken:.0%}"]  # fmt: skip
+                             f"{has:.0%}", percent([share for share, _ in drawn]),
+                             percent([wrong for _, wrong in drawn]), f"{broken:.0%}"]  # fmt: skip
             if any(x["threshold"] is not None for x in of):
                 beyond[title] = [f"{percent([x['sets'][p][0] for x in of])}, {percent([x['sets'][p][1] for x in of])}"
                                  for p in parts if p != "test"]  # fmt: skip
-    heads = ["", "t, each seed", "answered", "halves: answered", "halves: error", "halves: broken"]
+        sets = [[r for r in rows if r["part"] == p] for rows in every for p in parts if p != "test"]
+        refitted[way] = [f"{x:.3f}" for x in np.mean([refits(of, field, rng) for of in sets], axis=(0, 1))]
+    heads = ["", "t, each seed", "answered", "halves: have a t", "answered", "error", "broken"]
     names = [Path(p).stem.split(":")[-1] for p in parts if p != "test"]
     text = [f"# Thresholds on the confidence: {arm}", "", *lines(heads, within), "",
             "Share answered and error among these, of each unseen set, at the threshold of the test part:", "",
             *lines(["", *names], beyond), "",
+            f"Refitted to {LABELS} questions of an unseen set, on the others, mean of {REFITS} draws of each:", "",
+            *lines(["", "ECE before", "after", "Brier score before", "after"], refitted), "",
             f"`python -m experiments.acting {name}`, seeds {', '.join(map(str, table.seeds))}.", ""]  # fmt: skip
     Run(Path("results") / name).write("acting.md", "\n".join(text))
 
