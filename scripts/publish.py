@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from experiments.tables import fill, tokens  # noqa: E402
+from infra.folder import Run  # noqa: E402
 from report import tables  # noqa: E402
 from settings import Config, flags, usual  # noqa: E402
 
@@ -40,7 +41,8 @@ def summary(name):
             cells += [tables.number(s["methods"][title][metric]) for metric in ("ece", "auroc")]
         rows[title] = cells
     interval = test["methods"][tables.METHODS["trained"]]["interval"]
-    ranges = ", ".join(f"{tables.COLUMNS[m]} {interval[m][0]:.2f} to {interval[m][1]:.2f}" for m in ("ece", "auroc"))
+    ends = {m: " to ".join(tables.number(end, 2) for end in interval[m]) for m in ("ece", "auroc")}
+    ranges = ", ".join(f"{tables.COLUMNS[m]} {said}" for m, said in ends.items())
     sets = [f"{test['n']} new questions (accuracy {test['accuracy']:.2f})"]
     sets += [f"{tables.plain(part)}: {s['n']} ({s['accuracy']:.2f})" for part, s in unseen]
     text = f"{'; '.join(sets)}. Stated, trained, 95% intervals: {ranges}."
@@ -65,6 +67,11 @@ def main():
     target.mkdir(parents=True, exist_ok=True)
     for path in [args.run / name for name in FILES] + sorted(args.run.glob("*.png")):
         shutil.copy(path, target / path.name)
+    report = Run(target).read("report.json")
+    if report["config"]["model"] != "toy" and report["labels"]:  # whose questions are its own
+        report["labels"]["examples"] = []
+        Run(target).write("report.json", report)
+        Run(target).write("report.md", tables.markdown(report))
     fill(ROOT / "README.md", f"results:{args.name}", summary(args.name))
     print(f"wrote {target}")
 

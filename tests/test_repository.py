@@ -293,3 +293,14 @@ def test_names_from_outside_are_text_in_the_report_and_stay_in_their_folder(monk
         monkeypatch.setattr("sys.argv", ["publish.py", "nowhere", name])
         with pytest.raises(SystemExit, match="2"):
             publish.main()
+
+
+def test_a_published_run_has_no_question_and_no_answer(finished, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("<!-- results:x -->\n<!-- end -->\n")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["publish.py", str(finished), "x"])
+    publish.main()
+    report = json.loads((tmp_path / "results" / "x" / "report.json").read_text())
+    assert report["labels"]["graders"] and "Stated, trained" in (tmp_path / "README.md").read_text()
+    for path in (tmp_path / "results" / "x").iterdir():
+        assert path.suffix == ".png" or not re.search("what is|nothing of the kind", path.read_text()), path
