@@ -3,7 +3,8 @@
 Where the tokenizer has a chat template, `--prompt auto` tries both on the same labelled questions, graded and embedded
 as the run will do it, and takes the one whose entropy H tells right answers from wrong ones better:
 
-    AUROC of -H, H of a few samples; accuracy, where the two AUROC do not differ by 1.96 standard errors; or else chat
+    the higher AUROC of -H, H of a few samples, if the two differ by more than 1.96 standard errors of one that knows
+    nothing; otherwise the higher accuracy; chat, if these are equal
 
 Exact match stands for a judge and for labels of a file.
 """

@@ -107,8 +107,8 @@ def shift(x, y):
 
 
 def threshold(confidence, correct, max_error, delta=DELTA):
-    """The lowest t so that at most max_error of the answers with a confidence of at least t are wrong, in all questions
-    like these N held-out ones, with probability 1 - delta. -> float, or None where no threshold reaches it
+    """The last t, from the highest down, before the first that fails the test: that at most max_error of the answers
+    with a confidence of at least t are wrong, in all questions like these N. -> float, or None if the first one fails
 
     Nothing stated, None, is never answered. Raises ValueError for a max_error that is not between 0 and 1.
     """

@@ -35,11 +35,14 @@ def predict(args):
     Run(out.parent).write(out.name, rows)
     print(f"{len(rows)} answers in {out}")
     if acting:
-        promise, like = f"at most {100 * args.max_error:g}% wrong answers", "labelled" if args.fit else "held-out"
-        kept = sum(not row["abstain"] for row in rows)
-        print(f"no confidence promises {promise}: all abstain" if least is None else
-              f"{kept} have a confidence of at least {least:.3f}, which promises {promise} where the model itself "
-              f"answers questions like the {like} ones, at {1 - readouts.DELTA:.0%} confidence; the others abstain")
+        promise = f"at most {100 * args.max_error:g}% wrong answers"
+        like = "like the labelled ones" if args.fit else "of the model itself to questions like the held-out ones"
+        kept, given = sum(not row["abstain"] for row in rows), sum(row.get("answer") is not None for _, row in asked)
+        print(f"no threshold promises {promise}: all abstain" if least is None else
+              f"{kept} have a confidence of at least {least:.3f}, which promises {promise} among answers {like}, at "
+              f"{1 - readouts.DELTA:.0%} confidence; the others abstain")
+        if given and not args.fit:
+            print(f"note: {given} answers were in {args.input}: nothing is promised of those")
 
 
 def recalibrate(args):
