@@ -10,8 +10,8 @@ The method of "From Entropy to Calibrated Uncertainty: Training Language Models 
 2), `train` the model to reflect and then state that number (its stage 3), `eval` what it states. Each stage
 reads the files of the one before, and is skipped when its own are there and were made with the same settings.
 
-From infra: cli (flags, what is done already), commands (ask, predict, ...), setup (questions, model), parallel
-(processes), progress, files, folder, grading.
+From infra: cli (flags, what is done already), prepare (questions, model, what is refused), commands (ask and others),
+parallel (processes), progress, files, folder, grading.
 """
 
 from infra import cli
@@ -23,7 +23,6 @@ import json
 import math
 import sys
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -33,10 +32,11 @@ import platt
 import rl
 import toy
 import use
-from beyond import baselines, compare, exact, graders, pilot, rewards
-from infra import commands, folder, parallel, progress, setup
+from beyond import baselines, compare, exact, graders, rewards
+from infra import commands, folder, parallel, progress
 from infra.files import LABELLED, first
 from infra.grading import grade
+from infra.prepare import prepare
 from report import build, graded, tables
 from use import Answer, CalibratedLM  # noqa: F401, part of what this module offers
 
@@ -208,36 +208,10 @@ def main(argv):
     with parallel.joined(config.device):
         run, todo = cli.plan(args, config)
         if todo:
-            parallel.wait()  # until all have seen what is done
-            # whatever cannot be used is found before anything is written
-            baselines.chosen(config.baselines)
-            for name in sorted({config.embedder, config.judge} - {"", "self"}):
-                lm.find(name)
-            questions = setup.load_questions(config) if "sample" in todo else []
-            asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
-            if config.labels and "calibrate" in todo:
-                graders.labels(config, [q.id for q in asked])
-            progress.expect(config, run, todo, [part for part, _ in questions] or [q.part for q in asked])
-            model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
-            setup.check_lengths(config, model, prompt, asked)
-            if "zero-shot" in baselines.chosen(config.baselines):
-                baselines.without_examples(prompt).confidence("", "", "", 0)  # can its template be used?
-            exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
-            if "sample" in todo:
-                prompt, tried = pilot.held(config, run, model, prompt, questions, "train" in todo)
-            if "calibrate" in todo and first():  # to be refused now; they are loaded again where they are used
-                lm.load_embedder(config.embedder, model)
-                if config.judge:
-                    graders.load(config, model, asked)
-            run.start(todo[0], config)
-            run.write("environment.json", build.environment(model.device))
+            questions, model, prompt, tried = prepare(config, run, todo)
         if "sample" in todo:
             with run.stage("sample", config) as cost:
-                if tried:
-                    print(tried["said"])
-                    run.write(pilot.kept(config, run).name, tried)  # for when this is interrupted
-                    cost["pilot"] = tried
-                cost["tokens"] = sample(config, run, model, prompt, questions)
+                cost |= {"tokens": sample(config, run, model, prompt, questions), **tried}
         if "calibrate" in todo:
             with run.stage("calibrate", config) as cost:
                 cost |= {"tokens": calibrate(config, run, model), "embedder": folder.local(config.embedder)}
