@@ -138,8 +138,8 @@ def usable_run(folder, settings):
     config = replace(own, **settings)
     check(config)
     if not run.finished(stage := needed(config)) or not run.stages()[stage]["key"].startswith(model_key(stage, own)):
-        what, hint = ("adapter", ", or add --readout sequence") if stage == "train" else ("calibrated samples", "")
-        hint = "" if "readout" in settings else hint
+        what = {"train": "adapter", "calibrate": "calibrated samples"}[stage]
+        hint = ", or add --readout sequence" if stage == "train" and "readout" not in settings else ""
         raise ValueError(f"{folder} holds no {what} for its settings and the model {own.model}, as it is found from "
                          f"here: make it with `{again(own, run, stage)}`{hint}")  # fmt: skip
     known = run.stages()[stage].get("embedder")  # its digest
