@@ -135,6 +135,7 @@ SMOLLM2_CONTROLS = {
     "supervised on the target": SUPERVISED,
     "a better teacher, told": TELL_EXACT,
     "told, and nothing else": TELL_EXACT,
+    "no tolerance, told": f"{TELL_EXACT} --tolerance 0",
     "shuffled targets, told": TELL_EXACT,
 }
 STRENGTHS = {f"{kind}, kl {kl}": f"--advantage {kind} --kl {kl}"
