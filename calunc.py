@@ -170,19 +170,19 @@ def evaluate(config, run, model, prompt):
     stated = compare.state(config, model, prompt, held_out, ["untrained", "trained", "expected"])
     if config.reflection:
         stated |= compare.state(config, model, replace(prompt, reflection=0), held_out, ["alone"])
-    columns = {way: confidence for way, (confidence, *_) in stated.items()}
+    columns = {method: confidence for method, (confidence, *_) in stated.items()}
     columns |= compare.free(labelled, held_out)
     for name in baselines.chosen(config.baselines):
         columns |= compare.read_again(name, config, model, prompt, pairs, stated)
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]
-    for way in ("untrained", "trained") if config.reflection else ():
-        rows = [r | {f"reflection, {way}": text} for r, text in zip(rows, stated[way][3], strict=True)]
+    for method in ("untrained", "trained") if config.reflection else ():
+        rows = [r | {f"reflection, {method}": text} for r, text in zip(rows, stated[method][3], strict=True)]
     run.write("predictions.jsonl", rows)
 
     samples = [s for s, _ in held_out]
     cost = build.teacher_cost(samples, run.stages()["sample"]["seconds"] / len(pairs))  # all per question
-    for way, (_, tokens, seconds, _) in stated.items():
-        cost[way] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
+    for method, (_, tokens, seconds, _) in stated.items():
+        cost[method] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
     fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
     error = None
     if config.model == "toy":
@@ -198,12 +198,12 @@ def evaluate(config, run, model, prompt):
 @cli.in_one_sentence
 def main(argv):
     args, config = cli.parse(argv, __doc__)
+    cli.check_arguments(args)
     if args.recipe or args.print_settings:
         cli.show_settings(config)
     if args.print_settings:
         return
     if args.command in cli.USES:
-        cli.check_use(args)
         return getattr(commands, args.command)(args)
     with parallel.joined(config.device):
         run, todo = cli.plan(args, config)

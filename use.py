@@ -49,8 +49,8 @@ class CalibratedLM:
         if self.config.readout in readouts.TRAINED:
             lora.load_adapter(self.model, self.run.path("adapter"))
         else:
-            rows = self.run.read("targets.jsonl")
-            self.scale = readouts.scaler(self.field, [row for row in rows if row["part"] in LABELLED])
+            labelled = [row for row in self.run.read("targets.jsonl") if row["part"] in LABELLED]
+            self.scale = readouts.scaler(readouts.FEATURES[self.field], labelled)
         if self.config.readout == "samples":
             self.embedder = lm.load_embedder(self.config.embedder, self.model)
 
@@ -165,12 +165,12 @@ def batches(items, length, size):
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def state(model, prompt, pairs, ways, config):
-    """What the model says about a batch of answered questions. -> {way: (confidences, tokens, seconds, reflections)}
+def state(model, prompt, pairs, methods, config):
+    """What the model says about a batch of answered questions. -> {method: (confidences, tokens, seconds, reflections)}
 
-    pairs: as rl.ask takes them. ways: "trained", and with the adapter off "untrained", "alone" (without reflection) and
-    "zero-shot": greedily; "expected", the mean of what would be said after the trained model's reflection; "p-true",
-    for which nothing is generated. A confidence is None where none is stated; tokens and seconds are sums.
+    pairs: as rl.ask takes them. methods: "trained", and with the adapter off "untrained", "alone" (without reflection)
+    and "zero-shot": greedily; "expected", the mean of what would be said after the trained model's reflection;
+    "p-true", for which nothing is generated. A confidence is None where none is stated; tokens and seconds are sums.
     """
     start = time.perf_counter()
     asked = rl.ask(model, prompt, pairs, config)
@@ -183,18 +183,18 @@ def state(model, prompt, pairs, ways, config):
             said = rl.rollout(model, prompt, asked, 1, 0.0, range(len(pairs)))
         return said, time.perf_counter() - start
 
-    for way in ways:
-        on = way in ("trained", "expected")
-        said, took = spoken(on) if prompt.reflection or way not in ("expected", "p-true") else ([], 0.0)
+    for method in methods:
+        on = method in ("trained", "expected")
+        said, took = spoken(on) if prompt.reflection or method not in ("expected", "p-true") else ([], 0.0)
         start, tokens = time.perf_counter(), sampled(said)
         with torch.no_grad(), lora.adapter(model, on):
-            if way == "p-true":
+            if method == "p-true":
                 stated = baselines.p_true(model, asked, config)
-            elif way == "expected":
+            elif method == "expected":
                 stated = exact.expect(model, prompt, asked.after(said) if said else asked, config)
                 tokens = sum(len(r.thought) for (r,) in said)
             else:
                 stated = [r.confidence for (r,) in said]
         thoughts = [model.decode(r.thought).strip() for (r,) in said] if said else [""] * len(pairs)
-        found[way] = stated, tokens, reading + took + time.perf_counter() - start, thoughts
+        found[method] = stated, tokens, reading + took + time.perf_counter() - start, thoughts
     return found

@@ -48,10 +48,20 @@ FEATURES = {  # a row of targets.jsonl -> what is fitted
 }
 
 
-def scaler(field, labelled):
-    """Platt scaling of one of FEATURES, fitted to labelled rows of targets.jsonl. -> rows like them -> confidences"""
-    fit = platt.fit([FEATURES[field](t) for t in labelled], [t["correct"] for t in labelled])
-    return lambda rows: fit.predict([FEATURES[field](t) for t in rows]).tolist()
+def scaler(feature, labelled):
+    """Platt scaling of what a feature has of a row, fitted to labelled ones. -> rows like them -> confidences
+
+    A row of which the feature is None has none; nor has any, if all labelled ones are such.
+    """
+    pairs = [(x, t["correct"]) for t in labelled if (x := feature(t)) is not None]
+    fit = platt.fit(*zip(*pairs, strict=True)) if pairs else None
+
+    def scale(rows):
+        found = [feature(t) if fit else None for t in rows]
+        there = iter(fit.predict([x for x in found if x is not None]).tolist() if fit else ())
+        return [None if x is None else next(there) for x in found]
+
+    return scale
 
 
 def log_probabilities(lm, prompt, questions, answers):
@@ -130,5 +140,5 @@ def threshold(confidence, correct, max_error, delta=DELTA):
 def tail(k, n, p):
     """P(Binomial(n, p) <= k)"""
     i, factorial = np.arange(k + 1), np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))  # log n!
-    ways = factorial[n] - factorial[i] - factorial[n - i]
-    return np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum()
+    log_count = factorial[n] - factorial[i] - factorial[n - i]
+    return np.exp(log_count + i * np.log(p) + (n - i) * np.log1p(-p)).sum()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond.readouts import FIELDS, RISKS, Refit, scaler, threshold
+from beyond.readouts import FEATURES, FIELDS, RISKS, Refit, scaler, threshold
 from eval import brier, ece
 from experiments.grid import TABLES, slug
 from infra.files import LABELLED
@@ -28,7 +28,7 @@ DRAWS, LABELS, REFITS = 100, 50, 5
 def rows_of(run):
     """predictions.jsonl, with the readout of samples where an older version left it out."""
     targets, rows, field = run.read("targets.jsonl"), run.read("predictions.jsonl"), FIELDS["samples"]
-    scale = scaler(field, [t for t in targets if t["part"] in LABELLED])
+    scale = scaler(FEATURES[field], [t for t in targets if t["part"] in LABELLED])
     found = scale([t for t in targets if t["part"] not in LABELLED])
     return [row | {field: c} for row, c in zip(rows, found, strict=True)]
 
@@ -69,10 +69,10 @@ def main(name):
     every = [rows_of(Run(root / f"{slug(arm)}-{seed}")) for seed in table.seeds]
     parts = list(dict.fromkeys(r["part"] for r in every[0]))
     within, beyond, refitted = {}, {}, {}
-    for way, field in FIELDS.items():
+    for readout, field in FIELDS.items():
         found = [acting.thresholds(rows, field) for rows in every]
         for error in RISKS:
-            of, title = [f[str(error)] for f in found], f"{way}, at most {error:.0%} wrong"
+            of, title = [f[str(error)] for f in found], f"{readout}, at most {error:.0%} wrong"
             drawn = [x for rows in every for x in halves(rows, field, error, rng)]
             broken = np.mean([wrong is not None and wrong > error for _, wrong in drawn])
             has = np.mean([wrong is not None for _, wrong in drawn])
@@ -84,7 +84,7 @@ def main(name):
                 beyond[title] = [f"{percent([x['sets'][p][0] for x in of])}, {percent([x['sets'][p][1] for x in of])}"
                                  for p in parts if p != "test"]  # fmt: skip
         sets = [[r for r in rows if r["part"] == p] for rows in every for p in parts if p != "test"]
-        refitted[way] = [f"{x:.3f}" for x in np.mean([refits(of, field, rng) for of in sets], axis=(0, 1))]
+        refitted[readout] = [f"{x:.3f}" for x in np.mean([refits(of, field, rng) for of in sets], axis=(0, 1))]
     heads = ["", "t, each seed", "answered", "halves: have a t", "answered", "error", "broken"]
     names = [Path(p).stem.split(":")[-1] for p in parts if p != "test"]
     text = [f"# Thresholds on the confidence: {arm}", "", *lines(heads, within), "",

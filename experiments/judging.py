@@ -33,8 +33,8 @@ def measure(judge):
         said += verdicts(model, rows[start : start + 20])
     found = {"judge": Path(judge).name, "n": len(rows), "right by hand": sum(hand)}
     both = list(map(max, exact, said))
-    ways = {"exact match": exact, "judge alone": said, "judge where exact match says wrong": both}
-    for name, labels in ways.items():
+    graders = {"exact match": exact, "judge alone": said, "judge where exact match says wrong": both}
+    for name, labels in graders.items():
         found[name] = {"agrees": sum(a == b for a, b in zip(labels, hand, strict=True)), "right": sum(labels)}
     return found
 

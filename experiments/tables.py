@@ -103,8 +103,8 @@ def collect(table, root):
 
 def tokens(cost, field):
     """Generated for an answer and one of METHODS, mean of the questions. cost: that of a run's report"""
-    way = field.removesuffix(", scaled")
-    return cost[COSTS.get(way, way)]["tokens"]
+    method = field.removesuffix(", scaled")
+    return cost[COSTS.get(method, method)]["tokens"]
 
 
 def generalisation(table, root):

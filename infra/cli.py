@@ -20,7 +20,7 @@ USES = {  # what a command needs and what it may have, beside settings that chan
     "ask": (("question",), ("fit", "show_reflection")), "predict": (("input", "out"), ("fit", "max_error")),
     "recalibrate": (("labels",), ("fit",)), "merge": (("out",), ()),
 }  # fmt: skip
-SHOWN = {"question": "question", "input": "--in", "out": "--out", "labels": "--labels", "fit": "--fit",
+SHOWN = {"question": "question", "run": "--run", "input": "--in", "out": "--out", "labels": "--labels", "fit": "--fit",
          "max_error": "--max-error", "show_reflection": "--show-reflection"}  # fmt: skip
 GROUPS = {"sample": "questions and samples", "calibrate": "entropy and Platt scaling", "train": "training",
           "eval": "evaluation", None: "how it runs and what it returns; the trained model is the same"}  # fmt: skip
@@ -77,18 +77,24 @@ def parse(argv, about=None):
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
 
 
-def check_use(args):
-    """Raises ValueError for a missing argument of a command that uses a run, and for one that it does not take."""
-    must, may = USES[args.command]
+def check_arguments(args):
+    """Raises ValueError for an argument that the command needs and has not, and for one that it does not take.
+
+    --run is runs/toy for a command that uses a run and names none.
+    """
+    uses = args.command in USES
+    must, may = USES.get(args.command, ((), ("out",)))
     for name, shown in SHOWN.items():
         value = getattr(args, name, None)
         there = bool(value) or name == "max_error" and value == 0
-        if there and name not in must + may and name != "labels":
-            raise ValueError(f"{args.command} takes no {shown}; --run names the run folder")
+        if there and name not in (*must, *may, "run" if uses else "", "labels"):
+            given, folder = "" if value is True else f" ({value!r})", "--run" if uses else "--out"
+            raise ValueError(f"{args.command} takes no {shown}{given}; {folder} names the run folder")
         if not there and name in must:
             every = " and ".join(SHOWN[name] for name in must).replace("question", "a question")
             raise ValueError(f"{args.command} needs {every}")
-    args.run = args.run or "runs/toy"
+    if uses:
+        args.run = args.run or "runs/toy"
 
 
 def start(about):
@@ -138,10 +144,6 @@ def plan(args, config):
     Raises ValueError where the call cannot be meant.
     """
     check(config)
-    for name, value in (("question", args.question), ("--run", args.run), ("--in", args.input), ("--fit", args.fit),
-                        ("--max-error", args.max_error)):  # fmt: skip
-        if value or value == 0:
-            raise ValueError(f"{args.command} takes no {name} ({value!r}); --out names the run folder")
     of_seed = f"-{config.seed}" if config.seed != Config.seed else ""
     run = Run(args.out or f"runs/{Path(config.model).resolve().name}{of_seed}")
     if run.foreign():

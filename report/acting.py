@@ -16,8 +16,8 @@ NOTE = (
 
 def build(rows, cost, resamples, seed):
     """The content of report.json. -> {"thresholds": {readout: {error: ...}}, "recommended": sentences}"""
-    there = [way for way, field in FIELDS.items() if field in rows[0]]
-    return {"thresholds": {way: thresholds(rows, FIELDS[way]) for way in there},
+    there = [readout for readout, field in FIELDS.items() if field in rows[0]]
+    return {"thresholds": {readout: thresholds(rows, FIELDS[readout]) for readout in there},
             "recommended": [*recommended(rows, there, cost, resamples, seed)]}  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def thresholds(rows, field):
     return found
 
 
-def recommended(rows, ways, cost, resamples, seed):
+def recommended(rows, readouts, cost, resamples, seed):
     """A sentence for the test set, and one for the mean of the unseen sets: the readout with the best Brier score, or
     the cheapest whose paired 95% interval of the difference to it includes 0. Training costs more than tokens."""
     unseen, rng = list(dict.fromkeys(r["part"] for r in rows if r["part"] != "test")), np.random.default_rng(seed)
@@ -42,7 +42,8 @@ def recommended(rows, ways, cost, resamples, seed):
         scores, draws = [], []
         for part in parts:
             of = [r for r in rows if r["part"] == part]
-            worst = [with_missing([r[FIELDS[way]] for r in of], [r["correct"] for r in of])[1] for way in ways]
+            correct = [r["correct"] for r in of]
+            worst = [with_missing([r[FIELDS[readout]] for r in of], correct)[1] for readout in readouts]
             errors = np.array([(c - y) ** 2 for c, y in worst])  # (readouts, N)
             scores.append(errors.mean(1))
             draws.append(rng.multinomial(len(of), np.full(len(of), 1 / len(of)), resamples) @ errors.T / len(of))
@@ -50,10 +51,10 @@ def recommended(rows, ways, cost, resamples, seed):
             score, draw = np.mean(scores, 0), np.mean(draws, 0)  # (readouts,), (resamples, readouts)
             best = int(score.argmin())
             ties = np.flatnonzero(np.quantile(draw - draw[:, [best]], 0.025, axis=0) <= 0)
-            tokens = [cost[COST[way]]["tokens"] for way in ways]
-            every = zip(ways, score, tokens, strict=True)
-            said = [f"{way} (Brier score {s:.3f}, {n:.1f} tokens)" for way, s, n in every]
-            first, *others = sorted(ties, key=lambda i: (ways[i] in TRAINED, tokens[i], score[i]))
+            tokens = [cost[COST[readout]]["tokens"] for readout in readouts]
+            every = zip(readouts, score, tokens, strict=True)
+            said = [f"{readout} (Brier score {s:.3f}, {n:.1f} tokens)" for readout, s, n in every]
+            first, *others = sorted(ties, key=lambda i: (readouts[i] in TRAINED, tokens[i], score[i]))
             tie = f"a tie with {', '.join(said[i] for i in others)}" if others else "the best"
             yield f"{title}: --readout {said[first]}, {tie}."
 
@@ -61,11 +62,11 @@ def recommended(rows, ways, cost, resamples, seed):
 def table(report):
     """-> the table of thresholds: (title, note, heads, rows), as in tables.py"""
     rows, parts = {}, list(report["sets"])
-    for way, of in report["thresholds"].items():
+    for readout, of in report["thresholds"].items():
         for error, found in of.items():
             cells = ["no threshold reaches it" if found["threshold"] is None else f"{found['threshold']:.3f}"]
             cells += [f"{answered:.0%}, {'n/a' if wrong is None else f'{wrong:.0%}'}" for answered, wrong in
                       (found["sets"][part] for part in parts)]  # fmt: skip
-            rows[f"{way}, at most {float(error):.0%} wrong"] = cells
+            rows[f"{readout}, at most {float(error):.0%} wrong"] = cells
     heads = ["Readout", "Answer from this confidence on", *(f"{part}: answered, error" for part in parts)]
     return "Answer only when the confidence is at least t", NOTE, heads, rows

@@ -98,8 +98,8 @@ def _scored(confidence, correct, family, config):
 
 def agreement(rows):
     """Mean absolute difference and rank correlation of pairs of confidences, over the rows that have both."""
-    found, ways = {}, [way for way in ("target", "untrained", "trained", "expected") if way in rows[0]]
-    for one, other in [(way, "target") for way in ways[1:]] + [(way, "truth") for way in ways]:
+    found, there = {}, [name for name in ("target", "untrained", "trained", "expected") if name in rows[0]]
+    for one, other in [(name, "target") for name in there[1:]] + [(name, "truth") for name in there]:
         both = [(r[one], r[other]) for r in rows if r[one] is not None and r[other] is not None]
         if len(both) > 1:
             a, b = np.array(both, dtype=float).T

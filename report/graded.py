@@ -34,12 +34,12 @@ def doubts(config, accuracy, share):
     if FAIR[0] <= accuracy <= FAIR[1]:
         return []
     low = accuracy < FAIR[0]
-    ways = ["--prompt fewshot"] * (low and config.prompt == "chat")
+    hints = ["--prompt fewshot"] * (low and config.prompt == "chat")
     used, other = ("exact", "contains") if low else ("contains", "exact")
-    ways += [f"--grader {other} ({share[other]:.0%} right)"] * (config.grader == used)
-    ways += ["easier questions" if low else "harder questions"]
+    hints += [f"--grader {other} ({share[other]:.0%} right)"] * (config.grader == used)
+    hints += ["easier questions" if low else "harder questions"]
     return [f"{accuracy:.1%} of the labelled answers are right, which leaves hardly anything to tell apart, and any "
-            f"constant near it looks perfect: see the graded examples, and try {', or '.join(ways)}."]  # fmt: skip
+            f"constant near it looks perfect: see the graded examples, and try {', or '.join(hints)}."]  # fmt: skip
 
 
 def text(seen):

@@ -42,9 +42,9 @@ def render(report, rows, samples, pictures):
         "sets": "".join(f'<option value="{text(part)}">{text(part)}</option>' for part in report["sets"]),
         "data": data([_question(row, sample) for row, sample in zip(rows, samples, strict=True)]),
     }
-    for way in ("untrained", "trained"):  # what training changed, on the first evaluation set
+    for method in ("untrained", "trained"):  # what training changed, on the first evaluation set
         for metric in ("ece", "brier", "auroc"):
-            parts[f"{metric}_{way}"] = number(first["methods"][METHODS[way]][metric])
+            parts[f"{metric}_{method}"] = number(first["methods"][METHODS[method]][metric])
     for picture, png in pictures.items():
         parts[picture] = base64.b64encode(png).decode()
     # in one pass, so that text in a part is never taken for a placeholder
@@ -67,7 +67,7 @@ def _question(row, sample):
     found |= {name: row[name] for name in ("id", "family", "entropy", "target", "expected") if name in row}
     found |= {"question": sample["question"], "answer": sample["answer"], "accepted": sample["answers"]}
     thoughts = [["thought before the answer", sample["thought"]]] if sample.get("thought") else []
-    thoughts += [[way, row[f"reflection, {way}"]] for way in ("untrained", "trained") if f"reflection, {way}" in row]
+    thoughts += [[who, row[f"reflection, {who}"]] for who in ("untrained", "trained") if f"reflection, {who}" in row]
     found |= {"thoughts": thoughts} if thoughts else {}
     return found | {"samples": Counter(sample["samples"]).most_common()}
 

@@ -125,6 +125,7 @@ WRONG = {  # flags of a run -> what is said
     "--answer-tokens 500 --answer reasoned --thought-tokens 1500": "exceed the model's context of 2048",
     "--reflection 2000": "exceed the model's context of 2048",
     "why": "eval takes no question ('why')", "--in x.jsonl": "eval takes no --in ('x.jsonl')",
+    "--show-reflection": "eval takes no --show-reflection; --out names the run folder",
     "--run runs/toy": "eval takes no --run ('runs/toy'); --out names the run folder",
     "--out {tmp}/good.jsonl/run": "Not a directory: '{tmp}/good.jsonl/run'",
     "--out {tmp}/good.jsonl": "{tmp}/good.jsonl is there already, and no run folder",
@@ -149,7 +150,7 @@ TWO = "predict --in {tmp}/two.jsonl"
 
 @pytest.mark.parametrize("argv, message", [
     ("ask --run {run}", "ask needs a question"), (f"ask {'why' * 5000} --run {{run}}", "exceed the model's context of"),
-    ("ask why --out {run}", "ask takes no --out; --run names the run folder"),
+    ("ask why --out {run}", "; --run names the run folder"),
     ("ask why --run {run} --steps 7", "no --steps here: the settings are those of the run in"),
     ("ask why --run {tmp}/xyzzy", "{tmp}/xyzzy is no run folder"),
     ("predict --run {run}", "predict needs --in and --out"),
