@@ -6,7 +6,9 @@ A threshold from one half of the test questions is held against the other half, 
 seed. The share of draws in which more than the promised error was made has the noise of that half too, so that it may
 exceed 10%. The threshold of the whole test part is held against each unseen set, for which nothing is promised.
 
-A readout is refitted (readouts.Refit) to 50 questions of an unseen set, and measured on the others, in five draws.
+A readout is refitted (readouts.Refit) to 50 questions of an unseen set, and measured on the others, in five draws. The
+trained ones are refitted to Platt's own questions too, whose labels the teacher has used and no training step, and
+measured on the test part.
 """
 
 import sys
@@ -14,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from beyond.readouts import FEATURES, FIELDS, RISKS, Refit, scaler, threshold
+from beyond import compare
+from beyond.readouts import FEATURES, FIELDS, RISKS, TRAINED, Refit, scaler, threshold
 from eval import brier, ece
 from experiments.grid import TABLES, slug
 from infra.files import LABELLED
 from infra.folder import Run
 from report import acting
 from report.tables import lines
+from use import CalibratedLM
 
 DRAWS, LABELS, REFITS = 100, 50, 5
 
@@ -58,6 +62,20 @@ def refits(rows, field, rng):
     return found
 
 
+def to_own_kind(run):
+    """ECE and Brier score of the test part, before and after a refit to Platt's part. -> {field: (4,)}"""
+    student, test = CalibratedLM(run.folder), [r for r in run.read("predictions.jsonl") if r["part"] == "test"]
+    pairs = [*zip(run.read("samples.jsonl"), run.read("targets.jsonl"), strict=True)]
+    known, fields = [(s, t) for s, t in pairs if s["part"] == "platt"], [FIELDS[readout] for readout in TRAINED]
+    said, found = compare.state(student.config, student.model, student.prompt, known, fields), {}
+    for field in fields:
+        refit = Refit([(c, t["correct"]) for c, (_, t) in zip(said[field][0], known, strict=True)])
+        before, y = zip(*[(r[field], r["correct"]) for r in test if r[field] is not None], strict=True)
+        after = refit.predict(before)
+        found[field] = ece(before, y), ece(after, y), brier(before, y), brier(after, y)
+    return found
+
+
 def percent(values):
     values = [v for v in values if v is not None]
     return f"{np.mean(values):.0%}" if values else "n/a"
@@ -66,7 +84,8 @@ def percent(values):
 def main(name):
     table, root = TABLES[name], Path("runs/experiments") / (TABLES[name].runs_of or name)
     arm, rng = next(iter(table.arms)), np.random.default_rng(0)
-    every = [rows_of(Run(root / f"{slug(arm)}-{seed}")) for seed in table.seeds]
+    runs = [Run(root / f"{slug(arm)}-{seed}") for seed in table.seeds]
+    every, own = [rows_of(run) for run in runs], [to_own_kind(run) for run in runs]
     parts = list(dict.fromkeys(r["part"] for r in every[0]))
     within, beyond, refitted = {}, {}, {}
     for readout, field in FIELDS.items():
@@ -85,13 +104,16 @@ def main(name):
                                  for p in parts if p != "test"]  # fmt: skip
         sets = [[r for r in rows if r["part"] == p] for rows in every for p in parts if p != "test"]
         refitted[readout] = [f"{x:.3f}" for x in np.mean([refits(of, field, rng) for of in sets], axis=(0, 1))]
+    own = {readout: [f"{x:.3f}" for x in np.mean([of[FIELDS[readout]] for of in own], axis=0)] for readout in TRAINED}
+    numbers = ["", "ECE before", "after", "Brier score before", "after"]
     heads = ["", "t, each seed", "answered", "halves: have a t", "answered", "error", "broken"]
     names = [Path(p).stem.split(":")[-1] for p in parts if p != "test"]
     text = [f"# Thresholds on the confidence: {arm}", "", *lines(heads, within), "",
             "Share answered and error among these, of each unseen set, at the threshold of the test part:", "",
             *lines(["", *names], beyond), "",
             f"Refitted to {LABELS} questions of an unseen set, on the others, mean of {REFITS} draws of each:", "",
-            *lines(["", "ECE before", "after", "Brier score before", "after"], refitted), "",
+            *lines(numbers, refitted), "",
+            "Refitted to Platt's own questions, on the test part:", "", *lines(numbers, own), "",
             f"`python -m experiments.acting {name}`, seeds {', '.join(map(str, table.seeds))}.", ""]  # fmt: skip
     Run(Path("results") / name).write("acting.md", "\n".join(text))
 
