@@ -88,6 +88,8 @@ def collect(table, root):
                             if (arm, "target") in methods or ids[arm] == ids[first]]  # fmt: skip
         pairs[METHODS["untrained"]] = [(f"{arm}, stated", METHODS["untrained"]) for arm in table.arms
                                        if ids[arm] == ids[first]]  # fmt: skip
+        pairs[f"{first}, expected"] = [(title, f"{first}, expected") for (arm, field), title in methods.items()
+                                       if arm == first and field not in TRAINED and part == "test"]  # fmt: skip
         pairs[METHODS["alone"]] = [(METHODS["untrained"], METHODS["alone"])]
         found[part] = {
             "n": len(asked[first][0]), "accuracy": [float(np.mean([r["correct"] for r in e])) for e in asked[first]],

@@ -221,7 +221,8 @@ def test_differences_are_paired(runs):
     found = tables.collect(replace(TINY, references=("other", "one")), runs)[0]["test"]
     differences, kinds = found["differences"], ("stated", "expected")
     base, alone = METHODS["untrained"], METHODS["alone"]
-    assert list(differences) == ["other", "one", "teacher", base, alone] and len(differences["teacher"]) == 4
+    best = "one, expected"
+    assert list(differences) == ["other", "one", "teacher", base, best, alone] and len(differences["teacher"]) == 4
     assert list(differences[base]) == ["one, stated", "other, stated"] and list(differences[alone]) == [base]
     for kind in kinds:
         one, other = (found["rows"][f"{arm}, {kind}"]["mean"] for arm in TINY.arms)
@@ -229,6 +230,8 @@ def test_differences_are_paired(runs):
             assert difference == pytest.approx(one[name] - other[name]) and low <= high
             assert differences["one"][f"other, {kind}"][name] == pytest.approx([-difference, -high, -low])
     assert differences["teacher"]["one, expected"]["brier"] == pytest.approx([0] * 3)  # it says what its teacher says
+    mean = [found["rows"][of]["mean"]["brier"] for of in ("Base rate", best)]
+    assert differences[best]["Base rate"]["brier"][0] == pytest.approx(mean[0] - mean[1])  # of every baseline
     found = differences["other"]["one, expected"]  # the same order, other confidences
     assert found["auroc"] == pytest.approx([0] * 3) and found["ece"][2] < 0
 
