@@ -6,9 +6,15 @@
     CalibratedLM("runs/x").ask("What is the capital of Peru?")    the same from Python
 
 The method of "From Entropy to Calibrated Uncertainty: Training Language Models to Reason About Uncertainty", arXiv
-2603.06317, top to bottom: `sample` answers, `calibrate` their entropy (the paper's stage 1) into P(correct) (its stage
-2), `train` the model to reflect and then state that number (its stage 3), `eval` what it states. Each stage
-reads the files of the one before, and is skipped when its own are there and were made with the same settings.
+2603.06317, top to bottom:
+
+    sample      answer each question once, and n times more
+    calibrate   the entropy of the samples (the paper's stage 1), Platt scaling to P(correct) (its stage 2)
+    train       reinforcement learning: reflect, then state that number (its stage 3)
+    eval        compare what is stated with the baselines
+
+Each stage reads the files of the one before, and is skipped when its own are there and were made with the same
+settings.
 
 From infra: cli (flags, what is done already), prepare (questions, model, what is refused), commands (ask and others),
 parallel (processes), progress, files, folder, grading.
@@ -22,6 +28,7 @@ if __name__ == "__main__":
 import json
 import math
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -44,7 +51,7 @@ from use import Answer, CalibratedLM  # noqa: F401, part of what this module off
 
 
 def sample(config, run, model, prompt, questions):
-    """One answer and n samples for each question -> samples.jsonl"""
+    """One answer and n samples for each question -> samples.jsonl; what that cost, in all calls and processes"""
     temperatures = [config.answer_temperature] + [config.temperature] * config.samples
     batches = use.batches(questions, lambda item: len(item[1].question), config.sample_batch)
     # a batch is kept as a whole or made again: in another one, rounding would differ
@@ -53,7 +60,7 @@ def sample(config, run, model, prompt, questions):
     left, own = parallel.missing(files), len(parallel.share([*files]))
     before = {"initial": own - len(left), "total": own}
     for file in progress.Bar(left, desc="sampling answers", unit="batch", **before):
-        batch, found = files[file], []
+        batch, found, start = files[file], [], time.perf_counter()
         seeds = [lm.seed_of(config.seed, "sample", q.id) for _, q in batch]
         replies = use.answers(model, prompt, [q.question for _, q in batch], temperatures, seeds, config)
         for (part, q), (answer, *samples) in zip(batch, replies, strict=True):
@@ -65,13 +72,15 @@ def sample(config, run, model, prompt, questions):
                 "reply_tokens": answer.tokens + answer.thought_tokens,
                 "sample_tokens": sum(s.tokens + s.thought_tokens for s in samples),
             })  # fmt: skip
-        parallel.keep(file, found)
+        parallel.keep(file, {"rows": found, "seconds": time.perf_counter() - start})
     parallel.wait()
-    rows = {(row["part"], row["id"]): row for file in files for row in run.read(file.name)}
+    made = [run.read(file.name) for file in files]
+    rows = {(row["part"], row["id"]): row for batch in made for row in batch["rows"]}
     run.write("samples.jsonl", [rows[part, q.id] for part, q in questions])
     for sentence in build.no_answers(list(rows.values())) if first() else ():
         print(f"warning: {sentence}", file=sys.stderr)
-    return sum(row["reply_tokens"] + row["sample_tokens"] for row in rows.values())
+    tokens = sum(row["reply_tokens"] + row["sample_tokens"] for row in rows.values())
+    return {"tokens": tokens, "seconds": round(sum(batch["seconds"] for batch in made), 2)}
 
 
 # ---- calibrate --------------------------------------------------------------------------------------------------
@@ -189,6 +198,7 @@ def evaluate(config, run, model, prompt):
         with lora.adapter(model, False):
             error = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     build.write(run, config, rows, samples, fit, run.read("metrics.jsonl"), cost, error, graded.look(config, known))
+    stated.pop("expected")  # it comes after the reflection of "trained", which is counted once
     return sum(int(round(tokens * len(held_out))) for _, tokens, *_ in stated.values())
 
 
@@ -211,7 +221,7 @@ def main(argv):
             questions, model, prompt, tried = prepare(config, run, todo)
         if "sample" in todo:
             with run.stage("sample", config) as cost:
-                cost |= {"tokens": sample(config, run, model, prompt, questions), **tried}
+                cost |= sample(config, run, model, prompt, questions) | tried
         if "calibrate" in todo:
             with run.stage("calibrate", config) as cost:
                 cost |= {"tokens": calibrate(config, run, model), "embedder": folder.local(config.embedder)}

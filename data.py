@@ -76,7 +76,8 @@ def load(name, held_out=False):
         if part and parts.count(part) > 1:
             raise ValueError(f"{part} is named twice")
         for q in _load_one(part, held_out):
-            questions.setdefault(q.question, replace(q, source=part))  # one that is asked twice could be in two parts
+            once = questions.setdefault(q.question, replace(q, source=part))  # twice, it could be in two parts
+            questions[q.question] = replace(once, answers=tuple(dict.fromkeys([*once.answers, *q.answers])))
     ids = Counter(q.id for q in questions.values())  # of several files
     return [q if ids[q.id] == 1 else replace(q, id=f"{q.source}: {q.id}") for q in questions.values()]
 
@@ -101,7 +102,7 @@ def _load_one(name, held_out):
 def split(questions, sizes, seed):
     """Shuffle and cut into disjoint parts, {"platt": 500, ...} -> {"platt": [...], ...}.
 
-    The sources have equal shares of each part, as far as they go. Raises ValueError where there are too few questions.
+    All parts together have equal shares of the sources, as far as they go. Raises ValueError for too few questions.
     """
     if len(questions) < sum(sizes.values()):
         raise ValueError(f"{len(questions)} questions are too few for the sizes {sizes}")
@@ -207,7 +208,9 @@ class Prompt:
         context = self._encode(self._asked(question, True))
         reply = self._answered(self._line(answer), self._line(thought) if self.shown == "thought" else "")
         told = self.told(probability)
-        context += self.lm.proceed(reply + closing + (told if self.style == "chat" else f"\n{told}"[:-1]))
+        if told and self.style == "fewshot":  # on a line of its own, which the turn's first token ends
+            told = "\n" + told.removesuffix("\n")
+        context += self.lm.proceed(reply + closing + told)
         return context, self.lm.proceed(opening + ("Reflection:" if self.reflection else self.statement.label))
 
     def told(self, probability):
@@ -223,13 +226,18 @@ class Prompt:
 
     def _asked(self, question, second):
         """All before the model's reply to a question, with the examples of one of the turns."""
-        turns, text, ask = [], "", ASK_REASONED if self.reasoned and not second else ASK
+        thinks = self.reasoned and (not second or self.shown == "thought")
+        turns, text, ask = [], "", ASK_REASONED if thinks else ASK
         for asked, thought, answer, reflection, confidence, *probability in self.examples:
-            told, said = self.told(*probability or [None]), f"Reflection: {reflection}\n" * bool(self.reflection)
-            said += f"{self.statement.label} {self.statement.write(confidence)}"
-            answer = self._answered(answer, thought if self.reasoned and not second else "")
-            turns += [(f"{ask}\n\n{asked}", answer)] + [(told + self._how_sure(), said)] * second
-            text += f"Question: {asked}\n{answer}\n" + f"{told}{said}\n" * second + "\n"
+            answer = self._answered(answer, thought if thinks else "")
+            turns.append((f"{ask}\n\n{asked}", answer))
+            text += f"Question: {asked}\n{answer}\n"
+            if second:
+                told, said = self.told(*probability or [None]), f"Reflection: {reflection}\n" if self.reflection else ""
+                said += f"{self.statement.label} {self.statement.write(confidence)}"
+                turns.append((told + self._how_sure(), said))
+                text += f"{told}{said}\n"
+            text += "\n"
         if self.style == "chat":
             return render(self.lm, [*turns, (f"{ask}\n\n{MARK}", None)]).replace(MARK, self.lm.plain(question))
         return f"{text}Question: {self._line(question)}\n"

@@ -42,7 +42,7 @@ class LoRA(nn.Module):
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)
         if self.on:
-            # in the differentiated pass alone: sampling, old and reference log-probabilities use the whole adapter
+            # where gradients are on alone: rollouts and old log-probabilities use the whole adapter
             x = F.dropout(x.to(self.A.dtype), self.dropout, training=torch.is_grad_enabled())
             y = y + self.scale * F.linear(F.linear(x, self.A), self.B).to(y.dtype)
         return y

@@ -10,7 +10,7 @@ is split. There is one update per batch of rollouts: without dropout the ratio i
 has the gradient of REINFORCE. A rollout reflects first: its tokens get the advantage of the number that they lead to.
 
 GRPO as published (arXiv 2402.03300) divides the advantage by the group's standard deviation ("zscore"), averages over a
-rollout's tokens, and adds a k3 divergence. Here it keeps the scale of the reward, the loss sums tokens, and adds k2.
+rollout's tokens, and adds a k3 divergence. Here the advantage has the reward's scale, tokens are summed, and k2 added.
 
 Sources: REINFORCE, Williams 1992; PPO, arXiv 1707.06347; RLOO, arXiv 2402.14740; mixed precision, arXiv 1710.03740.
 Left out: a value network, as the group is the baseline, and a reward on the answer, which is frozen text.
@@ -165,22 +165,23 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
     """
     statement, longest = prompt.statement, max(map(len, asked.prompts)) + prompt.reflection + 2 * NUMBER_TOKENS
     at_once = max(1, lm.rows(longest) // (group if prompt.reflection else 1))
-    sample, stop, found = lm.engine(NUMBER_TOKENS).sample, stop_ids(lm, statement.stop), []
+    label, stop, found = functools.partial(prompt.after, label=statement.label), stop_ids(lm, statement.stop), []
+    sample = functools.partial(lm.engine(NUMBER_TOKENS).sample, max_new_tokens=NUMBER_TOKENS, stop=stop)
     for start in range(0, len(asked.prompts), at_once):
         rows = range(start, min(start + at_once, len(asked.prompts)))
-        now, for_number, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], group
-        thoughts = forced = [[]] * (len(rows) * group)  # question by question
+        now, own, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], [temperature] * group
         if prompt.reflection:  # each reflection is then a prompt of its own, with one number
-            label, for_thought = functools.partial(prompt.after, label=statement.label), [seeds[q] for q in rows]
-            now, thoughts, forced = think(lm, now, [temperature] * group, prompt.reflection, for_thought, label)
-            for_number, each = [seed_of(seed, g) for seed in for_number for g in range(group)], 1
-        numbers = sum(sample(lm, now, [temperature] * each, NUMBER_TOKENS, stop, for_number), [])
+            now, thoughts, forced = think(lm, now, each, prompt.reflection, [seeds[q] for q in rows], label)
+            numbers = sample(lm, now, [temperature], seeds=[seed_of(seed, g) for seed in own for g in range(group)])
+        else:
+            numbers, thoughts = sample(lm, now, each, seeds=own), [[]] * (len(rows) * group)
+            forced = thoughts
+        numbers = sum(numbers, [])  # question by question
         # special tokens are decoded too, so that one inside a number makes it malformed; the eos that ends it is not
         texts = [lm.tokenizer.decode(x[:-1] if x[-1] in stop_ids(lm, "") else x) for x in numbers]
         stated = [statement.read(statement.label + text) for text in texts]
-        every = [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
-        found += [every[i : i + group] for i in range(0, len(every), group)]
-    return found
+        found += [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
+    return [found[i : i + group] for i in range(0, len(found), group)]
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Item:
     target: float  # calibrated probability that the answer is correct
     correct: int  # is it?
     thought: str = ""  # before the answer
-    probability: float | None = None  # geometric mean of its tokens': see beyond/tell.py
+    probability: float | None = None  # geometric mean of its tokens' probabilities: beyond/tell.py
 
 
 class Optimizer:

@@ -63,8 +63,8 @@ class Config:
                           "is wrong, from 0 to 1", "train", choices=("confidence", "uncertainty"))  # fmt: skip
     shown: str = flag("answer", "what the second turn shows of a reasoned answer", "train",
                       choices=("answer", "thought"))  # fmt: skip
-    tell: str = flag("none", "what the second turn says of the answer; probability: the mean of its tokens'", "train",
-                     choices=("none", "probability"))  # fmt: skip
+    tell: str = flag("none", "what the second turn says of the answer; probability: the geometric mean of its tokens'",
+                     "train", choices=("none", "probability"))  # fmt: skip
     reward: str = flag("calibrated", "calibrated: 1 - max(tolerance, |c - p|); brier, log: scores of c against the "
                        "answer's correctness; hybrid: alpha * calibrated + (1 - alpha) * brier", "train",
                        choices=("calibrated", "brier", "log", "hybrid"))  # fmt: skip

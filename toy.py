@@ -136,9 +136,12 @@ def train(world, steps=500, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     others = [p for p in model.parameters() if p is not embedding]
     # a fact is one row of the embedding, seen about a hundred times in all: it needs the larger steps
     groups = [{"params": [embedding], "lr": 5 * lr}, {"params": others, "lr": lr}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.98), weight_decay=0.0, fused=True)
+    # which moves the first beta from 0.95 to 0.85 and back, too
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = progress.Bar(range(steps), desc="toy: language model", unit="step")
+    # Question: F of S \n Answer: A \n Reflection: w w w w \n Confidence: c \n: the answer is token 6, and token 12 the
+    # last word of the reflection
     for step in bar:
         whole, reflection = step % 8 == 0, step % 16 != 0
         ids = torch.from_numpy(draw(batch, rng, reflection))  # (B, 17 or 11)

@@ -121,7 +121,7 @@ class Reply(NamedTuple):
 
     @property
     def probability(self):
-        return exp(self.logprob / self.tokens)  # geometric mean of its tokens', the end included
+        return exp(self.logprob / self.tokens)  # geometric mean over its tokens, the end included
 
 
 def answers(model, prompt, questions, temperatures, seeds, config):

@@ -132,12 +132,12 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, stage, config):
-        """Time one stage, take note of its cost, and mark it as finished."""
+        """Time one stage unless it says its seconds, take note of its cost, and mark it as finished."""
         from infra import parallel  # torch
 
         cost, begin = {}, time.perf_counter()
         yield cost
-        cost["seconds"] = round(time.perf_counter() - begin, 2)
+        cost.setdefault("seconds", round(time.perf_counter() - begin, 2))
         parallel.wait()  # all have read what is tidied now
         if first():
             sizes = {name: self.path(name).stat().st_size for name in FILES[stage]}

@@ -69,7 +69,7 @@ def costs(report):
     """-> the table of what a question costs, and the table of what a stage costs."""
     questions = {METHODS.get(name, "Answer alone"): cost for name, cost in report["cost"].items()}
     yield "For each question", "", ["", "Generated tokens", "Seconds"], cells(questions, ("tokens", "seconds"))
-    note = "Without eval, which writes this table; the seconds of the last call."
+    note = "Without eval, which writes this table. Seconds of all calls and processes (sample), or of the last call."
     rows = cells(report["stages"], ("seconds", "tokens"))
     yield "For each stage", note, ["Stage", "Seconds", "Generated tokens"], rows
 

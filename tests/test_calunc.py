@@ -444,12 +444,15 @@ def test_interrupted_sampling_goes_on_where_it_was(finished, call, tmp_path):
         with interrupted(2, parallel, "keep"):
             call(run, command="sample")
         assert not (run / "samples.jsonl").exists()
-        assert [len(read(left)) for left in run.glob(".sample-*.json")] == [8] * kept
+        before = [read(left) for left in run.glob(".sample-*.json")]
+        assert [len(batch["rows"]) for batch in before] == [8] * kept
         (run / f".sample-{kept}.json.tmp").touch()
     with interrupted(0, parallel, "keep") as calls:
         assert call(run, command="sample") == 0
     assert len(calls) == 1 and not list(run.glob(".sample-*"))
     assert_close(rows(run / "samples.jsonl"), rows(finished / "samples.jsonl"))
+    spent = read(run / "stages.json")["sample"]["seconds"]
+    assert spent > sum(batch["seconds"] for batch in before)  # those of all calls
 
 
 def test_trainings_that_were_interrupted_do_not_mix(train, calibrated, mixed, call, tmp_path, monkeypatch, stating):
@@ -607,7 +610,8 @@ def test_an_answer_after_a_thought(shown, call, mixed, tmp_path):
     as_wanted = []
     for (question, answer, *_), text in texts:  # as the tokenizer has it, without capital letters
         said = f"easoning: {thoughts[question]}\nnswer: {answer}\n" if shown == "thought" and thoughts[question] else ""
-        said, there = said or f"nswer: {answer}", text.count("easoning:") == bool(said)
+        examples = len(data.EXAMPLES) * (shown == "thought")  # which think too
+        said, there = said or f"nswer: {answer}", text.count("easoning:") == examples + bool(said)
         as_wanted.append(there and f"uestion: {question}\n{said}" in text)
     assert np.mean(as_wanted) >= 0.9  # rounding may break a tie
     assert sum(a.text == s["answer"] for a, s in zip(found, samples, strict=True)) >= 0.9 * len(samples)

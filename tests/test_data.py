@@ -129,7 +129,7 @@ def test_fewshot_prompts_word_for_word(prompt):
     assert text_of(p, p.answer(Q)) == f"{shot}Reasoning: It is blue.\nAnswer: The Pacific\n\n{asked}Reasoning:"
     start = f"{shot}Answer: The Pacific\nReflection: Maps say so.\nUncertainty: 0.15\n\n{asked}"
     assert text_of(p, *p.confidence(Q, A)) == f"{start}Answer: {A}|\nReflection:"
-    p = replace(p, shown="thought")
+    p, start = replace(p, shown="thought"), start.replace("Answer: The", "Reasoning: It is blue.\nAnswer: The")
     assert text_of(p, *p.confidence(Q, A, "He\ndid.")) == f"{start}Reasoning: He did.\nAnswer: {A}|\nReflection:"
 
 
@@ -148,10 +148,12 @@ def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, ref
     asked = [f"{data.ASK_REASONED if reasoned else data.ASK}\n\n{question}" for question in (ONE[0][0], Q)]
     first = rendered(asked[0], "Reasoning: It is blue.\nAnswer: The Pacific" if reasoned else "The Pacific", asked[1])
     assert text_of(p, p.answer(Q)) == first + "Reasoning:" * reasoned
-    shot = (f"{data.ASK}\n\n{ONE[0][0]}", "The Pacific", how_sure, stated, f"{data.ASK}\n\n{Q}")
     for shown, answer in (("thought", f"Reasoning: He did.\nAnswer: {A}"), ("answer", A)):
+        thinks = reasoned and shown == "thought"  # so do the examples
+        reply = "Reasoning: It is blue.\nAnswer: The Pacific" if thinks else "The Pacific"
+        one, other = (f"{data.ASK_REASONED if thinks else data.ASK}\n\n{question}" for question in (ONE[0][0], Q))
         context, turn = replace(p, shown=shown).confidence(Q, A, "He did.")
-        second = rendered(*shot, answer, how_sure)
+        second = rendered(one, reply, how_sure, stated, other, answer, how_sure)
         assert text_of(p, context + turn) == second + ("Reflection:" if reflection else form.label)
         assert text_of(p, context).endswith("</s>[user]")
     replies = (p.answer(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, form.ask)
