@@ -180,7 +180,7 @@ def evaluate(config, run, model, prompt):
     if config.reflection:
         stated |= compare.state(config, model, replace(prompt, reflection=0), held_out, ["alone"])
     columns = {method: confidence for method, (confidence, *_) in stated.items()}
-    columns |= compare.free(labelled, held_out)
+    columns |= compare.free(labelled, [t for _, t in held_out])
     for name in baselines.chosen(config.baselines):
         columns |= compare.read_again(name, config, model, prompt, pairs, stated)
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]

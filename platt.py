@@ -63,21 +63,19 @@ class Platt:
         return cls(**{**found, "a": a, "warnings": tuple(found["warnings"])})
 
 
-def fit(scores, labels, smooth=True):
+def fit(scores, labels):
     """Fit p = sigma(a * score + b) by maximum likelihood. (N,), (N,) -> Platt. F scores each: (N, F), (N,) -> Platt.
 
     labels: 1 or True for a correct answer, 0 or False for a wrong one.
-    smooth: Platt's smoothed targets; False fits the labels themselves, as plain logistic regression does.
 
     Fitted, with a warning: one class, or constant scores (a = 0, b = log-odds of the mean target); classes that a
         threshold on one score separates (only smoothing keeps the slope finite); a > 0 of a single score.
-    Raises ValueError: no data, other shapes, NaN or infinite scores, labels other than 0 and 1; with smooth=False also
-        one class, or classes that a threshold separates, because the maximum is at infinity.
+    Raises ValueError: no data, other shapes, NaN or infinite scores, labels other than 0 and 1.
     """
     s, y = _validate(scores, labels)
     x = s.reshape(len(s), -1).T  # (F, N)
     n_pos, n_neg = (y == 1).sum(), (y == 0).sum()
-    t = np.where(y == 1, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2)) if smooth else y
+    t = np.where(y == 1, (n_pos + 1) / (n_pos + 2), 1 / (n_neg + 2))
     high, low = x.max(axis=1), x.min(axis=1)  # (F,)
     middle, spread = high / 2 + low / 2, high / 2 - low / 2  # halved first: cannot overflow
     varies = spread > 1e-12 * np.abs(x).max(axis=1)  # else nothing but rounding tells the scores apart
@@ -85,8 +83,6 @@ def fit(scores, labels, smooth=True):
     separable = not one_class and any(
         r[y == 0].max() <= r[y == 1].min() or r[y == 1].max() <= r[y == 0].min() for r in x[varies]
     )
-    if not smooth and (one_class or separable):
-        raise ValueError("without smoothing, one class or separable classes have no finite fit")
 
     a, b = np.zeros(len(x)), float(np.log(t.mean() / (1 - t.mean())))  # the best constant
     if not one_class and varies.any():

@@ -140,8 +140,7 @@ def train(world, steps=500, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     # which moves the first beta from 0.95 to 0.85 and back, too
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = progress.Bar(range(steps), desc="toy: language model", unit="step")
-    # Question: F of S \n Answer: A \n Reflection: w w w w \n Confidence: c \n: the answer is token 6, and token 12 the
-    # last word of the reflection
+    # token 6 is the answer, and token 12 the last word of the reflection: see the reports of `corpus`
     for step in bar:
         whole, reflection = step % 8 == 0, step % 16 != 0
         ids = torch.from_numpy(draw(batch, rng, reflection))  # (B, 17 or 11)

@@ -28,10 +28,9 @@ def state(config, model, prompt, pairs, methods):
     return {method: tuple(values) for method, values in found.items()}
 
 
-def free(labelled, held_out):
+def free(labelled, asked):
     """Base rate, family prior, and the scores that cost nothing, with Platt scaling. -> {method: confidences}"""
     labels, families = [t["correct"] for t in labelled], [t["family"] for t in labelled]
-    asked = [t for _, t in held_out]
     found = {"base rate": [float(np.mean(labels))] * len(asked)}
     found["family prior"] = baselines.family_prior(labels, families, [t["family"] for t in asked])
     return found | {field: scaler(feature, labelled)(asked) for field, feature in FEATURES.items()}

@@ -49,19 +49,15 @@ FEATURES = {  # a row of targets.jsonl -> what is fitted
 
 
 def scaler(feature, labelled):
-    """Platt scaling of what a feature has of a row, fitted to labelled ones. -> rows like them -> confidences
-
-    A row of which the feature is None has none; nor has any, if all labelled ones are such.
-    """
+    """Platt scaling of a feature of rows, fitted to labelled ones. -> rows like them -> confidences, None for None"""
     pairs = [(x, t["correct"]) for t in labelled if (x := feature(t)) is not None]
     fit = platt.fit(*zip(*pairs, strict=True)) if pairs else None
 
-    def scale(rows):
-        found = [feature(t) if fit else None for t in rows]
-        there = iter(fit.predict([x for x in found if x is not None]).tolist() if fit else ())
-        return [None if x is None else next(there) for x in found]
+    def confidence(row):
+        x = feature(row) if fit else None
+        return None if x is None else float(fit.predict(x))
 
-    return scale
+    return lambda rows: [confidence(row) for row in rows]
 
 
 def log_probabilities(lm, prompt, questions, answers):

@@ -78,10 +78,7 @@ def parse(argv, about=None):
 
 
 def check_arguments(args):
-    """Raises ValueError for an argument that the command needs and has not, and for one that it does not take.
-
-    --run is runs/toy for a command that uses a run and names none.
-    """
+    """Raises ValueError for an argument that the command needs and has not, and for one that it does not take."""
     uses = args.command in USES
     must, may = USES.get(args.command, ((), ("out",)))
     for name, shown in SHOWN.items():
@@ -93,8 +90,7 @@ def check_arguments(args):
         if not there and name in must:
             every = " and ".join(SHOWN[name] for name in must).replace("question", "a question")
             raise ValueError(f"{args.command} needs {every}")
-    if uses:
-        args.run = args.run or "runs/toy"
+    args.run = args.run or ("runs/toy" if uses else None)
 
 
 def start(about):

@@ -42,8 +42,7 @@ def recommended(rows, readouts, cost, resamples, seed):
         scores, draws = [], []
         for part in parts:
             of = [r for r in rows if r["part"] == part]
-            correct = [r["correct"] for r in of]
-            worst = [with_missing([r[FIELDS[readout]] for r in of], correct)[1] for readout in readouts]
+            worst = [with_missing([r[FIELDS[x]] for r in of], [r["correct"] for r in of])[1] for x in readouts]
             errors = np.array([(c - y) ** 2 for c, y in worst])  # (readouts, N)
             scores.append(errors.mean(1))
             draws.append(rng.multinomial(len(of), np.full(len(of), 1 / len(of)), resamples) @ errors.T / len(of))

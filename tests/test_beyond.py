@@ -116,7 +116,7 @@ def test_platt_scaling_leaves_a_calibrated_probability_as_it_is():
     same = [dict(family="f", probability=x, consistency=x, clusters=10 * x, entropy=a, similarity=b)
             for x, (a, b) in zip([*p, *asked], noise, strict=True)]  # fmt: skip
     rows = [row | {"correct": y} for row, y in zip(same, right, strict=False)]
-    found = compare.free(rows, [(None, row) for row in same[len(p) :]])
+    found = compare.free(rows, same[len(p) :])
     for name in ("probability", "consistency", "all"):
         np.testing.assert_allclose(found[f"{name}, scaled"], asked, atol=0.03 if name == "all" else 0.02)
     np.testing.assert_allclose(found["clusters, scaled"], platt.fit(10 * p, right).predict(10 * asked), atol=1e-9)

@@ -54,14 +54,6 @@ def test_matches_sklearn_on_smoothed_targets(n, seed, slopes):
     assert p.predict(scores[0]).shape == ()
 
 
-def test_matches_sklearn_on_hard_labels():
-    scores, labels = planted(200)
-    p = fit(scores, labels, smooth=False)
-    assert (p.a, p.b) == pytest.approx(sklearn_fit(scores, labels), abs=1e-6)
-    smoothed = fit(scores, labels)
-    assert 1e-4 < abs(smoothed.a - p.a) < 0.1  # another optimum, though not by much
-
-
 def test_recovers_a_planted_calibrator():
     p = fit(*planted(200_000, (-2.95,), 2.54))
     assert (p.a, p.b) == pytest.approx((-2.95, 2.54), abs=0.05)  # 5 standard errors
@@ -94,8 +86,6 @@ def test_one_class_is_its_smoothed_base_rate(label, expected):
     p = fit([0.1, 0.5, 0.9, 2.0], [label] * 4)  # 5 / 6, or 1 / 6
     assert p.a == 0 and p.b == pytest.approx(expected)
     assert len(p.warnings) == 1 and f"all 4 labels are {label}" in p.warnings[0]
-    with pytest.raises(ValueError, match="no finite fit"):
-        fit([0.0, 1.0], [label] * 2, smooth=False)
 
 
 @pytest.mark.parametrize("scores", [[0.0] * 5, [-1e300] * 5, [0.1 + 0.2, 0.3, 0.3, 0.3, 0.3]])
@@ -105,7 +95,6 @@ def test_constant_scores_are_the_smoothed_mean(scores):
     mean = (3 * 4 / 5 + 2 * 1 / 4) / 5
     assert p.a == 0 and p.b == pytest.approx(math.log(mean / (1 - mean)))
     assert len(p.warnings) == 1 and "all 5 scores are the same" in p.warnings[0]
-    assert fit(scores, [1, 1, 1, 0, 0], smooth=False).predict(scores[0]) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("scores", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 1, 1]])
@@ -114,8 +103,6 @@ def test_separable_data_are_finite_with_a_warning(scores, labels):
     p = fit(scores, labels)
     assert abs(p.a) < 50 and (p.a < 0) == (labels[0] == 1) and any("separates" in w for w in p.warnings)
     assert (p.a, p.b) == pytest.approx(sklearn_fit(np.array(scores, float), targets(labels)), abs=1e-5)
-    with pytest.raises(ValueError, match="no finite fit"):
-        fit(scores, labels, smooth=False)
 
 
 def test_a_positive_slope_is_the_wrong_sign():
