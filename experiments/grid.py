@@ -125,17 +125,18 @@ TELL, TELL_EXACT, SUPERVISED = "--tell probability", "--tell probability --gradi
 SMOLLM2_TOLD_ARMS = {
     "exact gradient, told": f"{TELL_EXACT} --baselines stated",
     "exact gradient": "--gradient exact",
+    # added after its seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, expected: the mean ECE at most
+    # 0.045, the Brier score below the teacher's, ties with the exact gradient in Brier score and AUROC
+    "supervised on the target, told": f"{TELL} {SUPERVISED}",
 }
 SMOLLM2_CONTROLS = {
     f"{PAPER}, told": TELL,
     PAPER: "",
     f"{BRIER}, told": f"{TELL} --reward brier",
     BRIER: "--reward brier",
-    "supervised on the target, told": f"{TELL} {SUPERVISED}",
     "supervised on the target": SUPERVISED,
     "a better teacher, told": TELL_EXACT,
     "told, and nothing else": TELL_EXACT,
-    "no tolerance, told": f"{TELL_EXACT} --tolerance 0",
     "shuffled targets, told": TELL_EXACT,
 }
 STRENGTHS = {f"{kind}, kl {kl}": f"--advantage {kind} --kl {kl}"
@@ -146,7 +147,7 @@ TEACHER, NOT_TOLD = "Teacher: samples, entropy, Platt", "exact gradient, expecte
 TABLES = {
     "smollm2-told": Table(
         "What it is worth to be told the answer's probability, with SmolLM2-135M and real questions",
-        "Both arms have the same questions and samples and 120 updates on 24 questions. The test parts of the three "
+        "All arms have the same questions and samples and 120 updates on 24 questions. The test parts of the three "
         "seeds have no question in common; the unseen sets are the same.",
         SMOLLM2_TOLD_ARMS, SEEDS[:3], ("exact gradient", "exact gradient, told"), SMOLLM2_TOLD, folds=True, primary=(
             (BEST, FREE, "test", "brier"), (BEST, TEACHER, "test", "brier"), (BEST, NOT_TOLD, "test", "brier"),
