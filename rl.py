@@ -114,7 +114,7 @@ class Asked:
 
     def after(self, rollouts):
         """The prompts with the reflections of each, up to where the number comes next. -> Asked"""
-        every = [(self.prompts[q] + r.thought + r.forced, self.whose[q]) for q, g in enumerate(rollouts) for r in g]
+        every = [(self.prompts[q] + r.reflection + r.forced, self.whose[q]) for q, g in enumerate(rollouts) for r in g]
         return Asked([prompt for prompt, _ in every], self.frozen, [row for _, row in every])
 
 
@@ -141,19 +141,19 @@ def think(lm, now, temperatures, tokens, seeds, force, blank=frozenset()):
 class Rollout(NamedTuple):
     """What the model said about one answer, as token ids, and the confidence that it stated."""
 
-    thought: list  # the reflection; empty where there is none
+    reflection: list  # empty where there is none
     forced: list  # after it; the model did not choose this
     number: list
     confidence: float | None  # in [0, 1]
 
     @property
     def tokens(self):
-        return self.thought + self.forced + self.number
+        return self.reflection + self.forced + self.number
 
     @property
     def actions(self):
         """1: the token was sampled, 0: it was forced."""
-        return [1] * len(self.thought) + [0] * len(self.forced) + [1] * len(self.number)
+        return [1] * len(self.reflection) + [0] * len(self.forced) + [1] * len(self.number)
 
 
 @torch.no_grad()
@@ -171,16 +171,16 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
         rows = range(start, min(start + at_once, len(asked.prompts)))
         now, own, each = asked.read(lm, rows), [seed_of(seeds[q], "number") for q in rows], [temperature] * group
         if prompt.reflection:  # each reflection is then a prompt of its own, with one number
-            now, thoughts, forced = think(lm, now, each, prompt.reflection, [seeds[q] for q in rows], label)
+            now, reflections, forced = think(lm, now, each, prompt.reflection, [seeds[q] for q in rows], label)
             numbers = sample(lm, now, [temperature], seeds=[seed_of(seed, g) for seed in own for g in range(group)])
         else:
-            numbers, thoughts = sample(lm, now, each, seeds=own), [[]] * (len(rows) * group)
-            forced = thoughts
+            numbers, reflections = sample(lm, now, each, seeds=own), [[]] * (len(rows) * group)
+            forced = reflections
         numbers = sum(numbers, [])  # question by question
         # special tokens are decoded too, so that one inside a number makes it malformed; the eos that ends it is not
         texts = [lm.tokenizer.decode(x[:-1] if x[-1] in stop_ids(lm, "") else x) for x in numbers]
         stated = [statement.read(statement.label + text) for text in texts]
-        found += [Rollout(*one) for one in zip(thoughts, forced, numbers, stated, strict=True)]
+        found += [Rollout(*one) for one in zip(reflections, forced, numbers, stated, strict=True)]
     return [found[i : i + group] for i in range(0, len(found), group)]
 
 

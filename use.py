@@ -107,7 +107,7 @@ class CalibratedLM:
 
     def threshold(self, max_error):
         """The confidence from which on at most such a share of answers is wrong, or None: see readouts.threshold."""
-        pairs = self.refitted.pairs if self.refitted else setup.held_out(self)
+        pairs = self.refitted.pairs if self.refitted else setup.test_part(self)
         said, correct = zip(*pairs, strict=True)
         return readouts.threshold(self.refitted.predict(said) if self.refitted else said, correct, max_error)
 
@@ -192,9 +192,9 @@ def state(model, prompt, pairs, methods, config):
                 stated = baselines.p_true(model, asked, config)
             elif method == "expected":
                 stated = exact.expect(model, prompt, asked.after(said) if said else asked, config)
-                tokens = sum(len(r.thought) for (r,) in said)
+                tokens = sum(len(r.reflection) for (r,) in said)
             else:
                 stated = [r.confidence for (r,) in said]
-        thoughts = [model.decode(r.thought).strip() for (r,) in said] if said else [""] * len(pairs)
-        found[method] = stated, tokens, reading + took + time.perf_counter() - start, thoughts
+        reflections = [model.decode(r.reflection).strip() for (r,) in said] if said else [""] * len(pairs)
+        found[method] = stated, tokens, reading + took + time.perf_counter() - start, reflections
     return found

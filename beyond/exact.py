@@ -131,31 +131,31 @@ def update(lm, asked, batch, rewards, said, config, optimizer):
     fit = lm.chunk * (1 + tree) // (sum(map(len, said)) * group)
     at_once = max(1, min(config.micro_batch or fit, fit))  # questions
 
-    def policies(some, rows, thoughts):
+    def policies(some, rows, reflections):
         with optimizer.autocast():
             number = log_policy(lm, after, rows, said, config)  # (R G, N)
             if not batch:
                 return number, None, None
-            score = scorer(lm, max(map(len, sum(thoughts, []))), config)
-            return number, *score(asked, some, thoughts, config.rollout_temperature)  # (R G, T) each
+            score = scorer(lm, max(map(len, sum(reflections, []))), config)
+            return number, *score(asked, some, reflections, config.rollout_temperature)  # (R G, T) each
 
     for start in range(0, len(rewards), at_once):
         some = range(start, min(start + at_once, len(rewards)))  # whole groups, R of them
         rows = [q * group + g for q in some for g in range(group)]
-        thoughts = [[r.thought for r in batch[q]] for q in some if batch]
-        logp, thought, mask = policies(some, rows, thoughts)
+        reflections = [[r.reflection for r in batch[q]] for q in some if batch]
+        logp, reflected, mask = policies(some, rows, reflections)
         earned = rewards[start : start + at_once].repeat_interleave(group, 0)  # (R G, N)
         expected = (logp.exp() * earned).sum(-1)  # J, (R G,)
         loss = -expected.sum() / total
         if batch:
             advantage = group_advantages(expected.detach().view(-1, group).cpu(), config.advantage)  # (R, G)
             advantage = torch.tensor(advantage, device=lm.device).flatten()
-            loss = loss + policy_loss(thought, thought.detach(), advantage, mask, normaliser=total)[0]
+            loss = loss + policy_loss(reflected, reflected.detach(), advantage, mask, normaliser=total)[0]
         if config.kl:
             with torch.no_grad(), adapter(lm, False):
-                reference, of_thought, _ = policies(some, rows, thoughts)
+                reference, reference_reflected, _ = policies(some, rows, reflections)
             kl = divergence(logp, reference).sum() / total
-            kl = kl + kl_to_reference(thought, of_thought, mask) / total if batch else kl
+            kl = kl + kl_to_reference(reflected, reference_reflected, mask) / total if batch else kl
             loss = loss + config.kl * kl
             sums["kl"] += kl.item()
         optimizer.backward(loss)

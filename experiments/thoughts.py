@@ -38,7 +38,7 @@ def frozen(rollout, lm, prompt, asked, group, temperature, seeds):
         thoughts = rollout(lm, prompt, asked, group, temperature, seeds)
     each = [seed_of(seed, "frozen", g) for seed in seeds for g in range(group)]
     numbers = rollout(lm, replace(prompt, reflection=0), asked.after(thoughts), 1, temperature, each)
-    every = [n._replace(forced=r.thought + r.forced) for r, (n,) in zip(sum(thoughts, []), numbers, strict=True)]
+    every = [n._replace(forced=r.reflection + r.forced) for r, (n,) in zip(sum(thoughts, []), numbers, strict=True)]
     return [every[i : i + group] for i in range(0, len(every), group)]
 
 

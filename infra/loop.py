@@ -115,7 +115,7 @@ def correlation(pairs):
 
 def sampled(rollouts):
     """Number of sampled tokens."""
-    return sum(len(r.thought) + len(r.number) for group in rollouts for r in group)
+    return sum(len(r.reflection) + len(r.number) for group in rollouts for r in group)
 
 
 def measures(rewards, rollouts, chosen):

@@ -167,7 +167,7 @@ def check_answer(config, model, text):
     return text.strip()
 
 
-def held_out(model):
+def test_part(model):
     """Of a CalibratedLM: its confidences in the held-out questions of the run's own kind. -> N pairs with 0 or 1"""
     run, trained = model.run, needed(model.config) == "train"
     if trained and not run.finished("eval"):

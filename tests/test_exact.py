@@ -103,8 +103,8 @@ def test_what_is_sampled_follows_the_policy(world, reflection):
     asked, (group,) = roll(lm, prompt, ASKED[:1], 4000, 1.0, [3])
     values, said = exact.numbers(lm, CONFIDENCE)
     if reflection:  # after the commonest thought
-        (first,), _ = Counter(tuple(r.thought) for r in group).most_common(1)[0]
-        group = [r for r in group if r.thought == [first]]
+        (first,), _ = Counter(tuple(r.reflection) for r in group).most_common(1)[0]
+        group = [r for r in group if r.reflection == [first]]
         asked = asked.after([group[:1]])
     drawn, n = Counter(r.confidence for r in group), len(group)
     for c, p in zip(values, exact.log_policy(lm, asked, [0], said, Config())[0].exp().tolist(), strict=True):
@@ -153,7 +153,7 @@ def test_what_is_no_whole_percentage_is_not_read_as_one(load, make_tokenizer, sc
 def thoughtful(group):
     """So many reflections of each of the three questions -> rollouts, the turns with them, whose they are"""
     batch = [[Rollout([5 + q] + [7 + g] * g, [33], [], None) for g in range(group)] for q in range(3)]
-    turns = [TURN + r.thought + r.forced for group in batch for r in group] or [TURN] * 3
+    turns = [TURN + r.reflection + r.forced for group in batch for r in group] or [TURN] * 3
     return batch, turns, [q for q in range(3) for _ in range(max(group, 1))]
 
 
@@ -332,7 +332,7 @@ def test_warm_up(digits, form, texts, reflection):
     assert batch != rl.rollout(lm, prompt, asked, 1, 1.2, seeds)
     logp = []
     for context, (r,), ids in zip(CONTEXTS, batch, map(lm.encode, texts), strict=True):
-        logp.append(plain_logp(lm, context, TURN + r.thought + r.forced + ids, 1.0)[-len(ids) :])
+        logp.append(plain_logp(lm, context, TURN + r.reflection + r.forced + ids, 1.0)[-len(ids) :])
     items, optimizer = [Item("", "", p, 1) for p in (0.73, 0.08, 1.0)], Recorder(lm, config)
     want = gradient_of(lm, loss := -torch.cat(logp).mean())
     found = exact.supervised_step(lm, prompt, asked, items, seeds, optimizer, config)

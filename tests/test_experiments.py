@@ -346,7 +346,7 @@ def test_reflections_that_are_not_the_trained_models_own(world):
     found = thoughts.frozen(rl.rollout, lm, prompt, asked, *how)
     for pair, group, of_base in zip(ASKED, found, base, strict=True):
         (context, turn), r = prompt.confidence(*pair), group[1]
-        assert r.forced == of_base[1].thought + of_base[1].forced and r.thought == []
+        assert r.forced == of_base[1].reflection + of_base[1].forced and r.reflection == []
         logits = plain_logits(lm, context, turn + r.tokens)[-len(r.number) - 1 : -1]
         assert logits.argmax(-1).tolist() == r.number and sum(r.actions) == len(r.number)  # of the adapter
 

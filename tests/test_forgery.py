@@ -121,5 +121,5 @@ def test_a_reflection_states_nothing(thought, end, prompt, monkeypatch):
         for number, confidence in (("\n", None), (" 7", None), (" no", None), (f" {form.write(0.2)}", 0.2)):
             found = rolled(prompt, monkeypatch, said, lm.encode(number))
             assert found.confidence == (None if confidence is None else pytest.approx(confidence))
-            assert found.thought == said and lm.tokenizer.decode(found.forced) == forced
+            assert found.reflection == said and lm.tokenizer.decode(found.forced) == forced
             assert found.actions == [1] * len(said) + [0] * len(found.forced) + [1] * len(found.number)

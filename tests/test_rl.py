@@ -300,7 +300,7 @@ def test_what_is_logged(load):
         "step": 0, "reward": sum(map(sum, stated)) / 12, "malformed": 3 / 12, "distinct": 5, "no_signal": 1 / 3,
         "mean_confidence": np.mean(sum(stated, [])), "kl": 0, "skipped": 0, "loss": optimizer.losses[0],
         "correlation": np.corrcoef([np.mean(group) for group in stated], [0, 1 / 3, 2 / 3])[0, 1],
-        "tokens": sum(len(x.thought + x.number) for x in sum(BATCH[:3], [])),  # what is forced is not generated
+        "tokens": sum(len(x.reflection + x.number) for x in sum(BATCH[:3], [])),  # what is forced is not generated
         "grad_norm": optimizer.steps[0].norm().item(),
     }, rel=1e-4)  # fmt: skip
     before = adapter_of(lm)
@@ -415,21 +415,21 @@ def test_rollouts(speaker, reflection):
     assert [len(group) for group in batch] == [60] * 4
     found = sum(batch, [])
     for r in found:
-        for part, longest, stop in ((r.thought, reflection, line), (r.number, rl.NUMBER_TOKENS, number)):
+        for part, longest, stop in ((r.reflection, reflection, line), (r.number, rl.NUMBER_TOKENS, number)):
             assert not stop & set(part[:-1]) and (len(part) == longest or part[-1] in stop)
-        assert r.forced == (prompt.after(r.thought[-1], "Confidence:") if reflection else [])
+        assert r.forced == (prompt.after(r.reflection[-1], "Confidence:") if reflection else [])
         text = lm.tokenizer.decode([t for t in r.number if t != lm.tokenizer.eos_token_id])
         assert r.confidence == prompt.statement.read(f"Confidence:{text}")
-        assert r.tokens == r.thought + r.forced + r.number and len(r.actions) == len(r.tokens)
-        assert [t for t, chosen in zip(r.tokens, r.actions, strict=True) if chosen] == r.thought + r.number
+        assert r.tokens == r.reflection + r.forced + r.number and len(r.actions) == len(r.tokens)
+        assert [t for t, chosen in zip(r.tokens, r.actions, strict=True) if chosen] == r.reflection + r.number
     assert loop.sampled(batch) == sum(sum(r.actions) for r in found)
     assert len({r.confidence for r in found} - {None}) > 2
     assert any(r.number[-1] == lm.tokenizer.eos_token_id for r in found)  # which is an action too
-    assert len({len(r.thought) for r in found}) > 2 or reflection < 7
+    assert len({len(r.reflection) for r in found}) > 2 or reflection < 7
     if reflection == 1:  # numbers after the same thought are drawn independently: across groups, and inside each
-        assert any(a.thought == b.thought and a.number != b.number for a, b in zip(*batch[:2], strict=True))
-        common = Counter(r.thought[0] for r in batch[0]).most_common(1)[0][0]
-        assert len({tuple(r.number) for r in batch[0] if r.thought == [common]}) > 1
+        assert any(a.reflection == b.reflection and a.number != b.number for a, b in zip(*batch[:2], strict=True))
+        common = Counter(r.reflection[0] for r in batch[0]).most_common(1)[0][0]
+        assert len({tuple(r.number) for r in batch[0] if r.reflection == [common]}) > 1
     # both engines score them as plain passes do
     logp, _ = lm.engine(9).completion_logprobs(lm, asked.read(lm, [1]), [[r.tokens for r in batch[1][:5]]], 1.3)
     for got, r in zip(logp, batch[1], strict=False):

@@ -65,6 +65,6 @@ def test_what_is_said_of_answers(world, reflection):
             mean = exact.expect(lm, prompt, asked.after(said) if reflection else asked, Config())
         stated, tokens, seconds, reflections = state[way]
         assert stated == (pytest.approx(mean, abs=1e-5) if way == "expected" else [r.confidence for (r,) in said])
-        assert reflections == [lm.decode(r.thought).strip() for (r,) in said] and seconds > 0
+        assert reflections == [lm.decode(r.reflection).strip() for (r,) in said] and seconds > 0
         assert tokens == sampled(said) - (sum(len(r.number) for (r,) in said) if way == "expected" else 0)
     assert None not in state["expected"][0] and state["trained"][0] != state["untrained"][0]
