@@ -35,7 +35,7 @@ BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
 PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of it and the sequence probability"}
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 COSTS = {  # like the samples, or like the answer alone; all others are in the report of the run
-    **dict.fromkeys(("consistency", "clusters", "all"), "target"),
+    **dict.fromkeys(("consistency", "clusters", "samples", "all"), "target"),
     **dict.fromkeys(("probability", "base rate", "family prior", "truth", *PROBES), "answer"),
 }
 
