@@ -216,6 +216,16 @@ def test_a_table_from_its_runs(runs):
     assert teacher["mean_absolute_difference"] == [0, 0] and rows["Base rate"]["agreement"] == {}
 
 
+def test_every_row_has_its_tokens():
+    """Those of the answer, of the answer with its samples, or its own, with what a report has the cost of."""
+    own = ("alone", "untrained", "zero-shot", "p-true", "trained", "expected")
+    cost = {name: {"tokens": i} for i, name in enumerate(("answer", "target", *own))}
+    found = {field: tables.tokens(cost, field) for field in METHODS | tables.PROBES}
+    assert found["probability, scaled"] == found["probe"] == found["base rate"] == 0
+    assert found["samples, scaled"] == found["all, scaled"] == found["clusters, scaled"] == found["target"] == 1
+    assert [found[name] for name in own] == [2, 3, 4, 5, 6, 7] and found["p-true, scaled"] == found["p-true"]
+
+
 def test_differences_are_paired(runs):
     """Each arm is held against each reference and not against itself; from the other side it has another sign."""
     found = tables.collect(replace(TINY, references=("other", "one")), runs)[0]["test"]
@@ -301,7 +311,8 @@ def test_what_is_written(runs, tmp_path, known):
     tables.write("tiny", replace(TINY, arms={"one": "--lr 1"}, references=()), runs, tmp_path / "results")
     text = (target / "report.md").read_text()
     to = ("the teacher", *(f"*{METHODS[way]}*" for way in ("untrained", "alone")))
-    assert text.count("Differences to") == 3 * 2 and all(text.count(f"Differences to {name}") == 2 for name in to)
+    assert all(text.count(f"Differences to {name},") == 2 for name in to)  # of both sets
+    assert text.count("Differences to *one, expected*,") == 1 and text.count("Differences to") == 3 * 2 + 1
 
 
 def test_a_table_has_the_arms_that_are_finished_for_all_seeds(tmp_path, monkeypatch):
