@@ -359,12 +359,14 @@ def test_names(write):
 
 
 def test_a_question_has_one_id_and_is_asked_once(tmp_path, write):
-    """Samples and seeds are kept by id: two files of one name do not share them."""
+    """Samples and seeds are kept by id: two files of one name do not share them. What either accepts is right."""
     for folder in "ab":
         (tmp_path / folder).mkdir()
-        write({"question": f"{folder}?", "answers": ["x"]}, {**GOOD, "id": folder}, name=f"{folder}/mine.jsonl")
+        again = {**GOOD, "id": folder, "answers": [*GOOD["answers"], folder]}
+        write({"question": f"{folder}?", "answers": ["x"]}, again, name=f"{folder}/mine.jsonl")
     found = data.load(f"{tmp_path}/a/mine.jsonl,{tmp_path}/b/mine.jsonl")
     assert [q.id for q in found] == [f"{tmp_path}/a/mine.jsonl: mine-1", "a", f"{tmp_path}/b/mine.jsonl: mine-1"]
+    assert found[1].answers == (*GOOD["answers"], "a", "b") and found[1].source == f"{tmp_path}/a/mine.jsonl"
 
 
 @pytest.mark.parametrize("name, message", [

@@ -113,7 +113,7 @@ def test_a_run_with_a_judge(judge, copy, call):
 def test_accepted_answers_that_the_judge_cannot_read_are_found_before_the_run(judge, questions, call, tmp_path, capsys):
     """The model, which is not shown them, can be asked this question."""
     found = rows(questions)
-    found[3]["answers"] = ["a" * 300] * 8
+    found[3]["answers"] = [letter * 300 for letter in "abcdefgh"]
     path = write(tmp_path / "long.jsonl", found)
     assert call(tmp_path / "run", "--grader", "judge", "--judge", judge, dataset=path) == 2
     assert "question q3: a prompt of" in one_sentence(capsys.readouterr()) and not (tmp_path / "run").exists()
