@@ -198,8 +198,8 @@ def evaluate(config, run, model, prompt):
         with lora.adapter(model, False):
             error = toy.error(model.model, model.tokenizer, toy.world(config.seed))
     build.write(run, config, rows, samples, fit, run.read("metrics.jsonl"), cost, error, graded.look(config, known))
-    stated.pop("expected")  # it comes after the reflection of "trained", which is counted once
-    return sum(int(round(tokens * len(held_out))) for _, tokens, *_ in stated.values())
+    made = [of[1] for method, of in stated.items() if method != "expected"]  # whose reflection is that of "trained"
+    return sum(int(round(tokens * len(held_out))) for tokens in made)
 
 
 # ---- all of it --------------------------------------------------------------------------------------------------

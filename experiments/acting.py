@@ -49,6 +49,13 @@ def halves(rows, field, error, rng):
     return found
 
 
+def before_and_after(some, others):
+    """ECE and Brier score of other pairs of confidence and label, before and after a refit to some. -> 4 numbers"""
+    before, y = zip(*others, strict=True)
+    after = Refit(some).predict(before)
+    return [ece(before, y), ece(after, y), brier(before, y), brier(after, y)]
+
+
 def refits(rows, field, rng):
     """ECE and Brier score of one set before and after, in each draw. -> (REFITS, 4)"""
     there = [(r[field], r["correct"]) for r in rows if r[field] is not None]
@@ -56,9 +63,7 @@ def refits(rows, field, rng):
     for _ in range(REFITS):
         order = rng.permutation(len(there))
         some, others = ([there[i] for i in part] for part in (order[:LABELS], order[LABELS:]))
-        before, y = zip(*others, strict=True)
-        after = Refit(some).predict(before)
-        found.append([ece(before, y), ece(after, y), brier(before, y), brier(after, y)])
+        found.append(before_and_after(some, others))
     return found
 
 
@@ -69,10 +74,8 @@ def to_own_kind(run):
     known, fields = [(s, t) for s, t in pairs if s["part"] == "platt"], [FIELDS[readout] for readout in TRAINED]
     said, found = compare.state(student.config, student.model, student.prompt, known, fields), {}
     for field in fields:
-        refit = Refit([(c, t["correct"]) for c, (_, t) in zip(said[field][0], known, strict=True)])
-        before, y = zip(*[(r[field], r["correct"]) for r in test if r[field] is not None], strict=True)
-        after = refit.predict(before)
-        found[field] = ece(before, y), ece(after, y), brier(before, y), brier(after, y)
+        some = [(c, t["correct"]) for c, (_, t) in zip(said[field][0], known, strict=True)]
+        found[field] = before_and_after(some, [(r[field], r["correct"]) for r in test if r[field] is not None])
     return found
 
 
