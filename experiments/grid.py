@@ -85,6 +85,11 @@ SMOLLM2_EXACT = {
     "the number alone": SMOLLM2_THOUGHTS["the number alone"],
     "exact gradient after a reflection": f"{WARM} --gradient exact --every 5",
 }
+TOLD_THOUGHTS = {
+    f"{PAPER}, told": f"{WARM} --tell probability",
+    f"{BRIER}, told": f"{WARM} --tell probability --reward brier",
+    "the number alone, told": f"{WARM} --tell probability --reflection 0",
+}
 TOLD = {
     "told, reflecting": "--tell probability",
     "told, the number alone": "--tell probability --reflection 0",
@@ -179,6 +184,14 @@ TABLES = {
         "Reflection with SmolLM2-135M and real questions",
         "All arms have the same questions and samples, 20 supervised steps and 40 of reinforcement learning.",
         SMOLLM2_THOUGHTS, SEEDS[:2], (PAPER, "the number alone"), SMOLLM2_REFLECTING,
+    ),
+    "smollm2-told-reflection": Table(
+        # predicted before any run, of the paper's reward: told and reflecting, the student expects with an AUROC of
+        # 0.82 to 0.86, better than not told, but no better than the number alone, told; it states one number mostly
+        "Told and reflecting, with SmolLM2-135M and real questions",
+        "Seed 1 of smollm2-reflection: the same questions, samples and steps.",
+        TOLD_THOUGHTS | SMOLLM2_THOUGHTS, (1,), (PAPER, "the number alone, told"), SMOLLM2_REFLECTING,
+        runs_of="smollm2-reflection",
     ),
     "smollm2-exact": Table(
         "The exact gradient after a sampled reflection, with SmolLM2-135M",
