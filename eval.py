@@ -100,15 +100,14 @@ def metrics(confidence, correct, family=None):
     return counts | {name: float(value[0]) for name, value in values.items()}
 
 
-def bootstrap(confidence, correct, family=None, resamples=1000, seed=0, level=0.95):
-    """Percentile intervals over resampled questions. -> {name: (lo, hi)}, without n and distinct.
+def bootstrap(confidence, correct, family=None, resamples=1000, seed=0):
+    """95% percentile intervals over resampled questions. -> {name: (lo, hi)}, without n and distinct.
 
     Resamples where a metric is nan are left out of its interval, which is (nan, nan) if all are. ECE counts the noise
     of resampling as miscalibration: its interval is biased upwards, most for small N, and may exclude the estimate.
-    Raises ValueError also for resamples < 1, and for a level not between 0 and 1. Source: Efron 1979.
+    Raises ValueError also for resamples < 1. Source: Efron 1979.
     """
-    values = resampled(confidence, correct, family, resamples, seed)
-    return {name: interval(v, level) for name, v in values.items()}
+    return {name: interval(v) for name, v in resampled(confidence, correct, family, resamples, seed).items()}
 
 
 def resampled(confidence, correct, family=None, resamples=1000, seed=0):
@@ -126,12 +125,10 @@ def resampled(confidence, correct, family=None, resamples=1000, seed=0):
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def interval(values, level=0.95):
-    """Percentile interval of the values that are not nan. (R,) -> (lo, hi); (nan, nan) if all are nan."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
+def interval(values):
+    """95% percentile interval of the values that are not nan. (R,) -> (lo, hi); (nan, nan) if all are nan."""
     values = values[~np.isnan(values)]
-    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
+    lo, hi = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
     return float(lo), float(hi)
 
 

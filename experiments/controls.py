@@ -44,19 +44,19 @@ def with_targets(train, change, config, run, model, prompt):
     read = run.read
     run.read = lambda name: change(read(name), config) if name == "targets.jsonl" else read(name)
     try:
-        train(config, run, model, prompt)
+        return train(config, run, model, prompt)
     finally:
         del run.read
 
 
 def told(confidence):
-    """Prompt.confidence of a question and an answer that are hidden."""
+    """Prompt.second_turn of a question and an answer that are hidden."""
     return lambda prompt, _question, _answer, *more: confidence(prompt, "?", "?", *more)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "told":
-        data.Prompt.confidence = told(data.Prompt.confidence)
+        data.Prompt.second_turn = told(data.Prompt.second_turn)
     else:
         change = {"shuffled": shuffled, "teacher": teacher}[sys.argv[1]]
         calunc.train = functools.partial(with_targets, calunc.train, change)

@@ -66,6 +66,10 @@ def compare(comparisons, found, draws, shared):
             if part in shared:
                 pick[:] = pick[0]
             drawn.append(np.take_along_axis(of[0] - of[1], pick, 1))
+        if not parts:
+            out.append({"one": one, "other": other, "where": where, "metric": metric, "parts": 0,
+                        "difference": np.nan, "interval": (np.nan, np.nan), "p": 1.0})  # fmt: skip
+            continue
         d = np.nanmean(drawn, axis=0)  # (S, R); a resample of one class has no AUROC
         d = np.take_along_axis(d, rng.integers(seeds, size=(seeds, resamples)), 0).mean(0)
         p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (resamples + 1))

@@ -10,10 +10,8 @@ test part.
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 
 import lm
 import platt
@@ -24,6 +22,7 @@ from eval import metrics
 from infra.folder import Run
 from infra.grading import grade
 from infra.setup import load_model
+from report.tables import lines
 
 LABELLED = 1000  # at most
 COUNTS = (3, 5, 10, 20)
@@ -31,27 +30,9 @@ KERNELS = [("rbf", 0.25), ("rbf", 1.0), ("rbf", 4.0), ("rbf", 16.0), ("cosine", 
 SHOWN = {"ece": "ECE", "brier": "Brier", "auroc": "AUROC", "auroc_within": "AUROC within"}
 
 
-class Logit(ClassifierMixin, BaseEstimator):
-    """A classifier whose decision function is its input, for scikit-learn's calibrators."""
-
-    classes_ = np.array([0, 1])
-
-    def fit(self, scores, labels):
-        return self
-
-    def decision_function(self, scores):
-        return scores[:, 0]
-
-    def predict(self, scores):
-        return (scores[:, 0] > 0).astype(int)
-
-    def __sklearn_is_fitted__(self):
-        return True
-
-
 def temperature(scores, labels, asked):
-    """sigma(score / T). (N,), (N,), (M,) -> (M,)"""
-    model = CalibratedClassifierCV(FrozenEstimator(Logit()), method="temperature").fit(scores[:, None], labels)
+    """sigma(score / T): logistic regression without offset and penalty. (N,), (N,), (M,) -> (M,)"""
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(scores[:, None], labels)
     return model.predict_proba(asked[:, None])[:, 1]
 
 
@@ -179,27 +160,24 @@ def markdown(found):
         "many. Jackknife: n H_n - (n - 1) times the mean entropy without one of the samples, which takes away the "
         "bias of order 1/n. Fitted on up to a thousand labelled questions, shown on the test part; means over seeds."
     )
-    lines = ["# Samples, kernels, embedders and calibrators", "", text, ""]
-    lines += ["![Entropy, AUROC and ECE against the number of samples](counts.png)", ""]
+    out = ["# Samples, kernels, embedders and calibrators", "", text, ""]
+    out += ["![Entropy, AUROC and ECE against the number of samples](counts.png)", ""]
     kinds, columns = ("plug-in", "jackknife"), ("ece", "auroc", "auroc_within")
     pairs = [(kind, c) for kind in kinds for c in columns]
     head = ["samples", *(f"{kind}, nats" for kind in kinds), *(f"{SHOWN[c]}, {kind}" for kind, c in pairs)]
     for of in found.values():
         seeds = ", ".join(map(str, of["seeds"]))
-        lines += [f"## {of['title']}", "", f"`{of['flags']}`, {of['questions']} test questions, seeds {seeds}.", ""]
-        lines += ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
-        for n, row in of["counts"].items():
-            cells = [row[kind] for kind in kinds] + [row[f"of {kind}"][c] for kind, c in pairs]
-            lines.append(f"| {n} | " + " | ".join(f"{c:.3f}" for c in cells) + " |")
+        out += [f"## {of['title']}", "", f"`{of['flags']}`, {of['questions']} test questions, seeds {seeds}.", ""]
+        cells = {
+            n: [f"{x:.3f}" for x in (*(row[kind] for kind in kinds), *(row[f"of {kind}"][c] for kind, c in pairs))]
+            for n, row in of["counts"].items()
+        }  # fmt: skip
+        out += lines(head, cells)
         if of["limit"] is not None:
-            lines += ["", f"The entropy of the true distribution is {of['limit']:.3f} nats on average."]
+            out += ["", f"The entropy of the true distribution is {of['limit']:.3f} nats on average."]
         for title in ("kernels", "calibrators"):
-            rows = {f"{a}, {b}": row for a, of_a in of[title].items() for b, row in of_a.items()}
-            lines += ["", *_table(f"{title}, 10 samples", rows)]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _table(head, rows):
-    lines = [f"| {head} | " + " | ".join(SHOWN.values()) + " |", "|---|" + "---:|" * len(SHOWN)]
-    return lines + [f"| {name} | " + " | ".join(f"{row[m]:.3f}" for m in SHOWN) + " |" for name, row in rows.items()]
+            cells = {f"{a}, {b}": [f"{row[m]:.3f}" for m in SHOWN]
+                     for a, of_a in of[title].items() for b, row in of_a.items()}  # fmt: skip
+            out += ["", *lines([f"{title}, 10 samples", *SHOWN.values()], cells)]
+        out.append("")
+    return "\n".join(out)

@@ -75,15 +75,6 @@ class Rows:
         return {"full_attention": mask(visible), "sliding_attention": near} if mixed else near
 
 
-def tree_of(completions):
-    """Completions of one prompt, tuples of token ids -> {beginning: the completions that have it}"""
-    tree = {}
-    for c, x in enumerate(completions):
-        for i in range(1, len(x) + 1):
-            tree.setdefault(x[:i], []).append(c)
-    return tree
-
-
 def chunks(sizes, limit):
     """Indices of rows of similar size, at most `limit` tokens with the padding or one row; longest first."""
     found = []
@@ -137,8 +128,11 @@ def completion_logprobs(lm, prompts, completions, temperature=1.0):
     """As lm.completion_logprobs, with equal numbers up to rounding."""
     before = prompts if isinstance(prompts, Read) else read(lm, prompts)
     distinct = [list(dict.fromkeys(map(tuple, group))) for group in completions]  # equal ones are scored once
-    # the last token of a completion predicts nothing that we need
-    trees = [tree_of([x[:-1] for x in group]) for group in distinct]
+    trees = [{} for _ in distinct]  # {beginning: the completions that have it}, one for each prompt
+    for tree, group in zip(trees, distinct, strict=True):
+        for c, x in enumerate(group):
+            for i in range(1, len(x)):  # the last token of a completion predicts nothing that we need
+                tree.setdefault(x[:i], []).append(c)
     every = [tuple(x) for group in completions for x in group]
     length = max(map(len, every))
     check_context(lm, before.prompts, length)

@@ -63,6 +63,8 @@ def test_a_primary_comparison_has_the_interval_and_p_of_its_resamples():
     assert spread["unseen"] == pytest.approx(2 * 1.96 * 0.5, rel=0.06)
     # seeds are drawn with replacement: the mean of 3 draws of 3 has the variance 1 / 3 + (1 - 1 / 3) / 3
     assert spread["test"] == pytest.approx(2 * 1.96 * 0.5 * (5 / 9) ** 0.5, rel=0.1)
+    (row,) = primary.compare([("a", "b", "unseen", "auroc")], found, draws, ["x"])  # nothing is wrong
+    assert np.isnan(row["difference"]) and row["p"] == row["holm"] == 1
 
 
 def test_folds_have_test_parts_without_a_question_in_common(tmp_path):
@@ -99,9 +101,10 @@ def test_controls_change_the_targets_of_training_alone(tmp_path):
     def train(config, run, model, prompt):
         seen.append([row["target"] for row in run.read("targets.jsonl")])
         assert run.read("targets.jsonl")[0].keys() == rows[0].keys()
+        return 7  # sampled tokens
 
     for change in (controls.shuffled, controls.teacher):
-        controls.with_targets(train, change, config, run, None, None)
+        assert controls.with_targets(train, change, config, run, None, None) == 7
     assert run.read("targets.jsonl") == rows  # on the disk
     others, better = seen
     assert others[700:] == before[700:] == better[700:]
@@ -125,7 +128,7 @@ def test_the_probe_reads_the_states_before_the_confidence(tiny):
     found = probes.states(model, prompt, rows, Config(sample_batch=2))
     layers = len(model.model.base_model.layers)
     for row, got in zip(rows, found, strict=True):
-        ids = torch.tensor([sum(prompt.confidence(row["question"], row["answer"]), [])])
+        ids = torch.tensor([sum(prompt.second_turn(row["question"], row["answer"]), [])])
         every = model.model(ids, output_hidden_states=True).hidden_states
         want = torch.cat([every[layers * part // 6][0, -1] for part in (3, 4)])
         np.testing.assert_allclose(got[: len(want)], want, atol=1e-4)
@@ -348,15 +351,15 @@ def test_a_run_that_fails_says_why(program, tmp_path):
 def test_reflections_that_are_not_the_trained_models_own(world):
     """Constant words are part of what is asked; a frozen reflection is the base model's, and the number is not."""
     lm, prompt = world(reflection=3)
-    context, turn = thoughts.constant(Prompt.confidence)(replace(prompt, reflection=0), "banner of Zorva", "red")
+    context, turn = thoughts.constant(Prompt.second_turn)(replace(prompt, reflection=0), "banner of Zorva", "red")
     assert lm.decode(turn) == "\nReflection: red red red red\nConfidence:" and lm.decode(context[-1:]) == " red"
     randomise(lora.add_lora(lm, rank=2))
-    asked, how = rl.ask(lm, prompt, ASKED, Config()), (2, 0.0, range(len(ASKED)))
+    asked, how = rl.second_turns(lm, prompt, ASKED, Config()), (2, 0.0, range(len(ASKED)))
     with lora.adapter(lm, False):
         base = rl.rollout(lm, prompt, asked, *how)
     found = thoughts.frozen(rl.rollout, lm, prompt, asked, *how)
     for pair, group, of_base in zip(ASKED, found, base, strict=True):
-        (context, turn), r = prompt.confidence(*pair), group[1]
+        (context, turn), r = prompt.second_turn(*pair), group[1]
         assert r.forced == of_base[1].reflection + of_base[1].forced and r.reflection == []
         logits = plain_logits(lm, context, turn + r.tokens)[-len(r.number) - 1 : -1]
         assert logits.argmax(-1).tolist() == r.number and sum(r.actions) == len(r.number)  # of the adapter
