@@ -6,7 +6,7 @@ PYTHON ?= python
 venv:  ## everything that the commands below need
 	$(PYTHON) -m pip install -r requirements-dev.txt
 
-toy:  ## the whole method on the invented world, two to three minutes
+toy:  ## the whole method on the invented world, two to six minutes
 	$(PYTHON) calunc.py
 
 test:  ## the fast tests, on a CPU, about three minutes

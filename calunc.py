@@ -25,7 +25,6 @@ from infra import cli
 if __name__ == "__main__":
     cli.start(__doc__)  # answers --help and refuses wrong flags before torch is imported, which takes seconds
 
-import json
 import math
 import sys
 import time
@@ -89,15 +88,15 @@ def sample(config, run, model, prompt, questions):
 def calibrate(config, run, model):
     """Samples -> entropies -> P(correct): targets.jsonl and platt.json"""
     if not first():
-        return 0
-    embedder, rows, some = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
+        return
+    embedder, rows, size = lm.load_embedder(config.embedder, model), run.read("samples.jsonl"), 500
     found, labels, cut = [], graders.graded(config, run, rows, model), 0  # (N,) of 0 and 1
-    for start in progress.Bar(range(0, len(rows), some), desc="embedding the answers", unit=f"{some} questions"):
-        batch = rows[start : start + some]
+    for start in progress.Bar(range(0, len(rows), size), desc="embedding the answers", unit=f"{size} questions"):
+        batch = rows[start : start + size]
         texts = [text for row in batch for text in (row["answer"], *row["samples"])]
         cut += sum(len(embedder.encode(text, special=True)) > embedder.tokenizer.model_max_length for text in texts)
         score = use.scores(embedder, batch, config)  # entropy, similarity and what else is free
-        for row, own, label in zip(batch, score, labels[start : start + some], strict=True):
+        for row, own, label in zip(batch, score, labels[start : start + size], strict=True):
             found.append({
                 "part": row["part"], "id": row["id"], "family": row["family"], **own,
                 "correct": label, "exact": grade(row["answer"], row["answers"]),
@@ -107,9 +106,7 @@ def calibrate(config, run, model):
     if cut:
         print(f"warning: {cut} answers are longer than the {embedder.tokenizer.model_max_length} tokens that "
               f"{config.embedder} reads, and were cut", file=sys.stderr)  # fmt: skip
-    scores = ["entropy", "similarity"] if config.target == "answer" else ["entropy"]
-    features = np.array([[t[name] for name in scores] for t in found])  # (N, F)
-    features = features[:, 0] if len(scores) == 1 else features
+    features = np.array([[t["entropy"], t["similarity"]] if config.target == "answer" else t["entropy"] for t in found])
     correct, part = (np.array([t[name] for t in found]) for name in ("correct", "part"))
     # Platt's own questions are in every fit; each training question gets its target from a fit that did not see it
     labelled = np.isin(part, LABELLED)
@@ -120,7 +117,7 @@ def calibrate(config, run, model):
     for row, p in zip(found, target.tolist(), strict=True):
         row["target"] = p  # NaN, written as null, for Platt's own questions
     run.write("targets.jsonl", found)
-    run.write("platt.json", json.loads(fit.to_json()))
+    run.write("platt.json", asdict(fit))
     for warning in fit.warnings:
         print(f"warning: Platt scaling: {warning}", file=sys.stderr)
     print(f"Platt scaling: P(correct) = {fit.formula()} on {labelled.sum()} questions, "
@@ -129,7 +126,6 @@ def calibrate(config, run, model):
     print(graded.text(seen))
     for warning in seen["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    return 0
 
 
 # ---- train ------------------------------------------------------------------------------------------------------
@@ -158,10 +154,10 @@ def train(config, run, model, prompt):
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
     warn()
-    if config.steps and log and first():
+    if log and "reward" in log[-1] and log[-1]["tokens"] and first():
         each = log[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
         print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
-    _, turn = prompt.confidence("", "", "", 0)  # the same for every question
+    _, turn = prompt.second_turn("", "", "", 0)  # the same for every question
     if first():
         lora.save_adapter(model, run.path("adapter"), turn if config.adapter == "turn" else None)
     return sum(record.get("tokens", 0) for record in log)
@@ -183,16 +179,16 @@ def evaluate(config, run, model, prompt):
     columns |= compare.free(labelled, [t for _, t in held_out])
     for name in baselines.chosen(config.baselines):
         columns |= compare.read_again(name, config, model, prompt, pairs, stated)
+    if config.reflection:
+        columns |= {f"reflection, {method}": stated[method][3] for method in ("untrained", "trained")}
     rows = [t | {name: values[i] for name, values in columns.items()} for i, (_, t) in enumerate(held_out)]
-    for method in ("untrained", "trained") if config.reflection else ():
-        rows = [r | {f"reflection, {method}": text} for r, text in zip(rows, stated[method][3], strict=True)]
     run.write("predictions.jsonl", rows)
 
     samples = [s for s, _ in held_out]
     cost = build.teacher_cost(samples, run.stages()["sample"]["seconds"] / len(pairs))  # all per question
     for method, (_, tokens, seconds, _) in stated.items():
         cost[method] = {"tokens": cost["answer"]["tokens"] + tokens, "seconds": cost["answer"]["seconds"] + seconds}
-    fit = platt.Platt.from_json(run.path("platt.json").read_text(encoding="utf-8"))
+    fit = platt.Platt(**run.read("platt.json"))
     error = None
     if config.model == "toy":
         with lora.adapter(model, False):
@@ -224,7 +220,8 @@ def main(argv):
                 cost |= sample(config, run, model, prompt, questions) | tried
         if "calibrate" in todo:
             with run.stage("calibrate", config) as cost:
-                cost |= {"tokens": calibrate(config, run, model), "embedder": folder.local(config.embedder)}
+                calibrate(config, run, model)  # generates nothing
+                cost |= {"tokens": 0, "embedder": folder.local(config.embedder)}
         if "train" in todo:
             with run.stage("train", config) as cost:
                 cost["tokens"] = train(config, run, model, prompt)

@@ -38,9 +38,9 @@ class Question:
 # ---- where questions come from ----------------------------------------------------------------------------------
 
 
-def from_hub(name, held_out=False, rows=None):
+def from_hub(name, held_out=False):
     """A data set of infra.hub by its short name -> questions."""
-    found = enumerate(pairs(name, held_out, rows))
+    found = enumerate(pairs(name, held_out))
     return [Question(f"{name}-{i}", q.strip(), tuple(dict.fromkeys(a)), name) for i, (q, a) in found]
 
 
@@ -138,7 +138,7 @@ class Statement:
         return self.form.format(self.unsure + confidence * (self.sure - self.unsure))
 
     def read(self, text):
-        """-> a confidence in [0, 1]; None unless after the label comes one number in ASCII digits, and full stops."""
+        """-> a confidence in [0, 1]; None unless one number in ASCII digits follows the label, then only full stops."""
         _, label, after = text.partition(self.label)
         match = re.fullmatch(rf"\s*{self.number}[\s.]*", after)
         stated = (float(match[1]) - self.unsure) / (self.sure - self.unsure) if label and match else None
@@ -155,7 +155,7 @@ STATEMENTS = {
 
 
 def parse_confidence(text):
-    """-> 0.73 for "Confidence: 73%"; None unless the text states one number from 0 to 100 once, with a percent sign."""
+    """-> 0.73 for "Confidence: 73%"; None unless one number from 0% to 100% follows the label, and no other text."""
     return STATEMENTS["confidence"].read(text)
 
 
@@ -194,13 +194,13 @@ class Prompt:
     statement: Statement = STATEMENTS["confidence"]
     shown: str = "answer"  # by the second turn, or the "thought" before it too
 
-    def answer(self, question):
-        """The first turn: the answer comes next, or the thought before it."""
+    def first_turn(self, question):
+        """The answer comes next, or the thought before it."""
         first = "Reasoning:" if self.reasoned else "Answer:" if self.style == "fewshot" else ""
         return self._encode(self._asked(question, False) + first)
 
-    def confidence(self, question, answer, thought="", probability=None):
-        """The second turn, with the answer as frozen text. -> context, turn: two lists of token ids.
+    def second_turn(self, question, answer, thought="", probability=None):
+        """The answer is frozen text. -> context, turn: two lists of token ids.
 
         The base model reads the context, and the adapter is on from the turn on. Then comes the number or reflection.
         """
@@ -217,7 +217,7 @@ class Prompt:
         """What it is told of its answer before it is asked: nothing. See beyond/tell.py."""
         return ""
 
-    def after(self, last, label):
+    def forced(self, last, label):
         """What is forced after a thought that ends with `last`: a label on a new line. It is no action of the model."""
         end, ask = self.lm.tokenizer.decode([last]), ASK if label == "Answer:" else self.statement.ask
         if self.style == "chat" and last in stop_ids(self.lm, ""):  # its reply is over: the next one begins so

@@ -38,7 +38,7 @@ SHORT = 16  # tokens; longer completions have little to share
 
 @dataclass(frozen=True, eq=False)
 class LM(Text):
-    """A frozen causal language model (or a sentence encoder) and its tokenizer."""
+    """A frozen causal language model or sentence encoder, and its tokenizer; `model` where `lm` is this module."""
 
     model: nn.Module
     tokenizer: object
@@ -64,17 +64,17 @@ class LM(Text):
         """The module, this one or infra.sharing, that suits completions of up to so many tokens."""
         return self.sharing if self.sharing and tokens <= self.longest_shared else sys.modules[__name__]
 
-    def forward(self, ids, mask, cache, keep=0):
-        """Feed each row T more tokens; its cache grows by them. ids (R, T) -> logits (R, T, V), or of the last `keep`.
+    def forward(self, ids, mask, cache, tail=0):
+        """Feed each row T more tokens; its cache grows by them. ids (R, T) -> logits (R, T, V), or of the last `tail`.
 
         mask: 1 on real tokens and 0 on padding, in the cache and in ids, (R, C + T).
         """
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         accepted = inspect.signature(self.model.forward).parameters  # ALiBi has no positions
-        optional = {"position_ids": positions, "logits_to_keep": keep}
+        optional = {"position_ids": positions, "logits_to_keep": tail}
         optional = {name: value for name, value in optional.items() if name in accepted}
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **optional)
-        return out.logits[:, -keep:]
+        return out.logits[:, -tail:]
 
 
 def load(name_or_path, device="cpu", dtype=torch.float32, auto_class=AutoModelForCausalLM):
@@ -137,7 +137,7 @@ def read_on(lm, before, rows, prompts):
     shift = torch.tensor([width - len(x) for x in new], device=lm.device)
     cache = fork(before.cache, torch.tensor(rows, device=lm.device), shift if shift.any() else None)
     ids = torch.tensor([[0] * (width - len(x)) + x for x in new], device=lm.device)  # (R, T)
-    last = lm.forward(ids, real(prompts, columns + width, 0, lm.device), cache, keep=1)[:, 0]
+    last = lm.forward(ids, real(prompts, columns + width, 0, lm.device), cache, tail=1)[:, 0]
     if not all(new):  # a row without new tokens ends as before
         last = torch.where((shift < width)[:, None], last, before.last[rows])
     return Read(prompts, cache, last)

@@ -42,7 +42,7 @@ class LoRA(nn.Module):
     def forward(self, x):  # (..., d_in) -> (..., d_out)
         y = self.base(x)
         if self.on:
-            # where gradients are on alone: rollouts and old log-probabilities use the whole adapter
+            # only where gradients are on: rollouts and old log-probabilities use the whole adapter
             x = F.dropout(x.to(self.A.dtype), self.dropout, training=torch.is_grad_enabled())
             y = y + self.scale * F.linear(F.linear(x, self.A), self.B).to(y.dtype)
         return y
@@ -53,8 +53,7 @@ def add_lora(lm, rank=16, alpha=32, seed=0, dropout=0.0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, module in linear_maps(lm.model):
-            parent, _, child = name.rpartition(".")
-            setattr(lm.model.get_submodule(parent), child, LoRA(module, rank, alpha, dropout))
+            lm.model.set_submodule(name, LoRA(module, rank, alpha, dropout))
     return [p for p in lm.model.parameters() if p.requires_grad]
 
 
@@ -88,8 +87,7 @@ def merge(lm):
 def remove(lm):
     """Take the LoRA off again."""
     for name, module in _loras(lm).items():
-        parent, _, child = name.rpartition(".")
-        setattr(lm.model.get_submodule(parent), child, module.base)
+        lm.model.set_submodule(name, module.base)
 
 
 def save_adapter(lm, folder, invocation=None):

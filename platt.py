@@ -15,8 +15,8 @@ Left out: isotonic and temperature scaling (another method, and Platt without b)
 default of a general logistic regression shrinks the slope several-fold on little data.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,15 +27,15 @@ CHUNK = 2**15  # scores at a time, which fit a processor's cache
 class Platt:
     """A fitted calibrator, p = sigma(a * score + b).
 
-    a: change in log-odds per unit of score (per nat, for an entropy); negative if a high score means unsure. A tuple
-        of F of them where each answer has F scores.
+    a: change in log-odds per unit of score (per nat, for an entropy); negative if a high score means unsure. F of
+        them where each answer has F scores.
     b: log-odds at score 0.
     warnings: what was odd about the data, one sentence each; empty when all is well.
     """
 
-    a: float | tuple[float, ...]
+    a: float | list[float]
     b: float
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
 
     def predict(self, scores):
         """P(correct). (...) -> (...) float64; F scores each: (..., F) -> (...). Raises ValueError on NaN, infinity."""
@@ -43,24 +43,14 @@ class Platt:
         if not np.isfinite(s).all():
             raise ValueError("scores have NaN or infinite values")
         with np.errstate(over="ignore"):  # an infinite log-odds is a probability of 0 or 1
-            return sigmoid((s @ self.a if isinstance(self.a, tuple) else self.a * s) + self.b)
+            return sigmoid((s @ self.a if np.ndim(self.a) else self.a * s) + self.b)
 
     def formula(self):
         """The fit in words. The names are those of stage 2 for one or two scores, and numbers for more."""
-        a = self.a if isinstance(self.a, tuple) else (self.a,)
+        a = np.atleast_1d(self.a)
         names = ("entropy", "similarity")[: len(a)] if len(a) < 3 else [f"score {i + 1}" for i in range(len(a))]
         terms = [f"{slope:.3f} · {name}" for slope, name in zip(a, names, strict=True)]
         return f"σ({' + '.join(terms)} + {self.b:.3f})"
-
-    def to_json(self):
-        """-> str; floats survive to the last bit."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text):
-        found = json.loads(text)
-        a = tuple(found["a"]) if isinstance(found["a"], list) else found["a"]
-        return cls(**{**found, "a": a, "warnings": tuple(found["warnings"])})
 
 
 def fit(scores, labels):
@@ -100,8 +90,8 @@ def fit(scores, labels):
         f"positive slope ({a[0]:.3g}): a higher score goes with more correct answers, the wrong sign for an "
         "uncertainty": s.ndim == 1 and a[0] > 0,
     }  # fmt: skip
-    warnings = tuple(sentence for sentence, applies in odd.items() if applies)
-    return Platt(tuple(a.tolist()) if s.ndim == 2 else float(a[0]), b, warnings)
+    warnings = [sentence for sentence, applies in odd.items() if applies]
+    return Platt(a.tolist() if s.ndim == 2 else float(a[0]), b, warnings)
 
 
 def cross_fit(scores, labels, folds):

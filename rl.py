@@ -118,9 +118,9 @@ class Asked:
         return Asked([prompt for prompt, _ in every], self.frozen, [row for _, row in every])
 
 
-def ask(lm, prompt, pairs, config):
-    """Q questions with their answers, and what else prompt.confidence takes of these -> Asked"""
-    contexts, turns = zip(*(prompt.confidence(*pair) for pair in pairs), strict=True)
+def second_turns(lm, prompt, pairs, config):
+    """Q pairs of a question and its answer, and what else prompt.second_turn takes -> Asked, the contexts are read"""
+    contexts, turns = zip(*(prompt.second_turn(*pair) for pair in pairs), strict=True)
     prompts, whose = [context + turn for context, turn in zip(contexts, turns, strict=True)], list(range(len(pairs)))
     if config.adapter == "everywhere":
         return Asked(prompts, None, whose)
@@ -165,7 +165,7 @@ def rollout(lm, prompt, asked, group, temperature, seeds):
     """
     statement, longest = prompt.statement, max(map(len, asked.prompts)) + prompt.reflection + 2 * NUMBER_TOKENS
     at_once = max(1, lm.rows(longest) // (group if prompt.reflection else 1))
-    label, stop, found = functools.partial(prompt.after, label=statement.label), stop_ids(lm, statement.stop), []
+    label, stop, found = functools.partial(prompt.forced, label=statement.label), stop_ids(lm, statement.stop), []
     sample = functools.partial(lm.engine(NUMBER_TOKENS).sample, max_new_tokens=NUMBER_TOKENS, stop=stop)
     for start in range(0, len(asked.prompts), at_once):
         rows = range(start, min(start + at_once, len(asked.prompts)))
@@ -202,8 +202,8 @@ class Item:
 class Optimizer:
     """AdamW in mixed precision: scale -> backward -> unscale -> clip -> step -> update.
 
-    What is trained, its gradients and moments stay in float32; the arithmetic, and on a GPU the frozen weights, are in
-    half precision. A gradient that is not finite changes nothing: the step is skipped and counted.
+    What is trained, its gradients and moments are float32; the arithmetic, and on a GPU the frozen weights, are half
+    precision. A gradient that is not finite changes nothing: the step is skipped and counted.
     """
 
     def __init__(self, lm, config):
@@ -223,7 +223,7 @@ class Optimizer:
         self.scaler.scale(loss).backward()
 
     def step(self):
-        """Clip, update, and return the gradient norm before clipping. A gradient that is not finite skips the step."""
+        """Clip, update, and return the gradient norm before clipping."""
         parallel.add_gradients(self.params)
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
@@ -262,10 +262,10 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
         torch.manual_seed(seed_of(config.seed, "dropout", step))
         mine = parallel.share(list(enumerate(chosen)))
         with optimizer.autocast():
-            asked = ask(lm, prompt, [(x.question, x.answer, x.thought, x.probability) for _, x in mine], config)
+            pairs = [(x.question, x.answer, x.thought, x.probability) for _, x in mine]
+            asked = second_turns(lm, prompt, pairs, config)
         seeds, temperature = [seed_of(config.seed, "rollout", step, i) for i, _ in mine], config.rollout_temperature
-        other = instead and instead(step)
-        if other:
+        if other := instead and instead(step):
             loop.record(**other(lm, prompt, asked, chosen, seeds, optimizer))
             continue
         # rollouts: G reflections and numbers for each
@@ -293,8 +293,8 @@ def train(lm, prompt, items, config, reward, on_step, saved=None, instead=None):
                 with torch.no_grad(), adapter(lm, False), optimizer.autocast():
                     reference, _ = score(asked, rows, said, temperature)
                 divergence = kl_to_reference(logp, reference, actions) / total
-                loss = loss + config.kl * divergence
-                sums["kl"] += divergence.item()
+                loss, sums["kl"] = loss + config.kl * divergence, sums["kl"] + divergence.item()
             optimizer.backward(loss)
             sums["loss"] += loss.item()
-        loop.record(**measures(rewards, batch, chosen), grad_norm=optimizer.step(), **parallel.totals(**sums))
+        norm = optimizer.step()
+        loop.record(**measures(rewards, batch, chosen), grad_norm=norm, **parallel.totals(**sums))

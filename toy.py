@@ -58,10 +58,9 @@ class World:
         ]
 
 
-def world(seed=0, trained=700, unseen=300):
-    """trained, unseen: questions of each family that is trained on and of each other one."""
+def world(seed=0):
     rng = np.random.default_rng(seed)
-    family = [f for f in FAMILIES for _ in range(trained if f in TRAINED else unseen)]
+    family = [f for f in FAMILIES for _ in range(700 if f in TRAINED else 300)]
     onsets, vowels = "b br d dr f g gr h k kr l m n p r s st t tr v z".split(), "a e i o u".split()
     names = sorted({(a + v + b + w).capitalize() for a in onsets for v in vowels for b in onsets for w in vowels})
     subject = [str(name) for name in rng.choice(names, len(family), replace=False)]
@@ -134,10 +133,10 @@ def train(world, steps=500, batch=256, lr=4e-3, seed=0, width=96, layers=3):
     draw = corpus(world, tok)
     embedding = model.transformer.wte.weight
     others = [p for p in model.parameters() if p is not embedding]
-    # a fact is one row of the embedding, seen about a hundred times in all: it needs the larger steps
+    # a fact is one row of the embedding, seen about forty times in all: it needs the larger steps
     groups = [{"params": [embedding], "lr": 5 * lr}, {"params": others, "lr": lr}]
     optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.98), weight_decay=0.0, fused=True)
-    # which moves the first beta from 0.95 to 0.85 and back, too
+    # OneCycleLR also moves the first beta, from 0.95 to 0.85 and back
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5 * lr, lr], total_steps=steps, pct_start=0.1)
     bar = progress.Bar(range(steps), desc="toy: language model", unit="step")
     # token 6 is the answer, and token 12 the last word of the reflection: see the reports of `corpus`

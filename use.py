@@ -1,9 +1,9 @@
 """What a run is for: a language model that answers and says how sure it is. The commands use it: infra/commands.py.
 
-    lm = CalibratedLM("runs/x")
-    answer = lm.ask("What is the capital of Peru?")
+    trained = CalibratedLM("runs/x")
+    answer = trained.ask("What is the capital of Peru?")
     answer.text, answer.confidence
-    lm.judge("What is the capital of Peru?", "Cusco").confidence
+    trained.judge("What is the capital of Peru?", "Cusco").confidence
 
 From infra: setup (the model and the settings of a run), progress, files.LABELLED, loop.sampled.
 """
@@ -126,23 +126,23 @@ class Reply(NamedTuple):
 
 def answers(model, prompt, questions, temperatures, seeds, config):
     """Answer Q questions, once at each of n temperatures, with the adapter as it is. -> Q lists of n Replies"""
-    now, n, stop = [prompt.answer(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
+    now, n, stop = [prompt.first_turn(q) for q in questions], len(temperatures), lm.stop_ids(model, "\n")
     fit = max(1, model.rows(max(map(len, now)) + config.thought_tokens + config.answer_tokens) // n)
     if prompt.reasoned and fit < len(now):  # each thought is a prompt of its own
         cuts = [slice(i, i + fit) for i in range(0, len(now), fit)]
         return sum((answers(model, prompt, questions[s], temperatures, seeds[s], config) for s in cuts), [])
     thoughts, parts = [[]] * (len(now) * n), [(range(len(now) * n), now, temperatures, seeds)]
     if prompt.reasoned:
-        force = functools.partial(prompt.after, label="Answer:")
-        read, longest = lm.read(model, now), config.thought_tokens
-        now, thoughts, _ = rl.think(model, read, temperatures, longest, seeds, force, model.blank)
+        force = functools.partial(prompt.forced, label="Answer:")
+        asked, longest = lm.read(model, now), config.thought_tokens
+        now, thoughts, _ = rl.think(model, asked, temperatures, longest, seeds, force, model.blank)
         after = [lm.seed_of(seeds[i // n], "answer", i % n) for i in range(len(thoughts))]
         same = {t: [i for i in range(len(thoughts)) if temperatures[i % n] == t] for t in temperatures}
         parts = [(rows, now.some(rows), [t], [after[i] for i in rows]) for t, rows in same.items()]
     found = {}
-    for rows, read, own, seeds in parts:
+    for rows, begun, each, drawing in parts:  # completions; their prompts, temperatures and seeds
         engine = model.engine(config.answer_tokens)
-        drawn, logp = engine.sample(model, read, own, config.answer_tokens, stop, seeds, True, model.blank)
+        drawn, logp = engine.sample(model, begun, each, config.answer_tokens, stop, drawing, True, model.blank)
         for i, ids, nats in zip(rows, sum(drawn, []), sum(logp, []), strict=True):
             text, thought = data.clean_answer(model.decode(ids)), model.decode(thoughts[i]).strip()
             found[i] = Reply(text, thought, len(ids), len(thoughts[i]), nats)
@@ -168,12 +168,12 @@ def batches(items, length, size):
 def state(model, prompt, pairs, methods, config):
     """What the model says about a batch of answered questions. -> {method: (confidences, tokens, seconds, reflections)}
 
-    pairs: as rl.ask takes them. methods: "trained", and with the adapter off "untrained", "alone" (without reflection)
-    and "zero-shot": greedily; "expected", the mean of what would be said after the trained model's reflection;
-    "p-true", for which nothing is generated. A confidence is None where none is stated; tokens and seconds are sums.
+    pairs: as rl.second_turns takes them. methods: "trained"; with the adapter off "untrained", "alone" and "zero-shot",
+    which differ in the caller's prompt; "expected", the mean of what would be said after the trained reflection;
+    "p-true", for which nothing is generated. None where none is stated; tokens and seconds are sums.
     """
     start = time.perf_counter()
-    asked = rl.ask(model, prompt, pairs, config)
+    asked = rl.second_turns(model, prompt, pairs, config)
     reading, found = time.perf_counter() - start, {}
 
     @functools.cache

@@ -20,7 +20,7 @@ def measure():
     model = load()
     stop = lm.stop_ids(model, "\n")
     prompt, questions = fewshot_questions(model, max(QUESTIONS))
-    prompts = [prompt.answer(q.question) for q in questions]
+    prompts = [prompt.first_turn(q.question) for q in questions]
 
     def sample(ids, n):
         return lambda: model.engine(16).sample(model, ids, [1.0] * n, 16, stop, list(range(len(ids))))

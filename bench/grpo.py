@@ -102,9 +102,9 @@ def trl(batch, checkpointing, reflection):
     questions, group = WORK[reflection]
     length = dict(max_completion_length=TOKENS, generation_kwargs={"eos_token_id": sorted(lm.stop_ids(model, "\n%"))})
     if reflection:
-        longest = reflection + len(prompt.after(0, prompt.statement.label)) + TOKENS
+        longest = reflection + len(prompt.forced(0, prompt.statement.label)) + TOKENS
         length = dict(max_completion_length=longest, generation_kwargs={"min_new_tokens": longest})
-    texts = [model.tokenizer.decode(sum(prompt.confidence(q, a), [])) for q, a, _ in items]
+    texts = [model.tokenizer.decode(sum(prompt.second_turn(q, a), [])) for q, a, _ in items]
     del model, prompt  # TRL loads its own
     lm.stop_ids.cache_clear()
     turns = Turns()

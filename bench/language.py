@@ -44,7 +44,7 @@ def sampling():
     """10 answers each to 64 few-shot questions, against transformers' generate(num_return_sequences=10)."""
     model, tokens = load("shared"), {}
     prompt, questions = fewshot_questions(model, 64)
-    prompts = sorted((prompt.answer(q.question) for q in questions), key=len)
+    prompts = sorted((prompt.first_turn(q.question) for q in questions), key=len)
     stop = lm.stop_ids(model, "\n")
 
     def peer():
@@ -89,7 +89,7 @@ def scoring():
     """Log-probabilities and gradients of 4 prompts x 16 sampled completions, adapter on everywhere."""
     model, found = adapted(), {}
     prompt, questions = fewshot_questions(model, 4)
-    prompts = [sum(prompt.confidence(q.question, q.answers[0]), []) for q in questions]
+    prompts = [sum(prompt.second_turn(q.question, q.answers[0]), []) for q in questions]
     drawn = lm.sample(model, prompts, [1.0] * 16, 6, lm.stop_ids(model, "\n%"), list(range(len(prompts))))
 
     def peer():
@@ -122,7 +122,7 @@ def thought():
     """A thought of 24 and of 96 tokens, 12 prompts x 8 rollouts: the two engines against each other."""
     model, rows = adapted(), []
     prompt, questions = fewshot_questions(model, 12, reflection=24)
-    asked = rl.ask(model, prompt, [(q.question, q.answers[0]) for q in questions], Config())
+    asked = rl.second_turns(model, prompt, [(q.question, q.answers[0]) for q in questions], Config())
     engines, stop = {"ours": lm, "peer": model.sharing}, frozenset()  # a thought of full length
     for tokens in (24, 96):
         drawn = {}
@@ -195,7 +195,7 @@ def training_step():
     prompt, questions = fewshot_questions(model, 16)
     config, pairs = Config(steps=1, amp="off", kl=0.03), [(q.question, q.answers[0]) for q in questions]
     items = [rl.Item(q, a, i / 15, 1) for i, (q, a) in enumerate(pairs)]
-    asked = rl.ask(model, prompt, pairs, config)
+    asked = rl.second_turns(model, prompt, pairs, config)
     batch = rl.rollout(model, prompt, asked, config.rollouts, 1.0, list(range(16)))
     engine = model.engine(rl.NUMBER_TOKENS)
 
@@ -227,7 +227,7 @@ def using():
     prompt, questions = fewshot_questions(model, 24)
     texts = [q.question for q in questions]
     stop, seeds, tokens = lm.stop_ids(model, "\n"), list(range(len(texts))), {}
-    prompts = [prompt.answer(q) for q in texts]
+    prompts = [prompt.first_turn(q) for q in texts]
 
     def answers(temperatures):
         with lora.adapter(model, False):

@@ -110,7 +110,7 @@ def measure(questions=48):
     """
     model = load()
     prompt, asked = fewshot_questions(model, questions)
-    prompts, stop = [prompt.answer(q.question) for q in asked], lm.stop_ids(model, "\n")
+    prompts, stop = [prompt.first_turn(q.question) for q in asked], lm.stop_ids(model, "\n")
 
     def sample():
         temperatures, seeds = [0.0] + [1.0] * 10, list(range(questions))

@@ -109,5 +109,5 @@ def chance_of_number(config, model, prompt, pairs):
     if not numbers:
         return 0.0
     pairs = [(q.question, r.text, r.thought, r.probability) for q, r in pairs]
-    asked = rl.ask(model, replace(prompt, reflection=0), pairs, config)
+    asked = rl.second_turns(model, replace(prompt, reflection=0), pairs, config)
     return exact.log_policy(model, asked, list(range(len(pairs))), numbers, config).exp().sum(-1).mean().item()

@@ -61,10 +61,15 @@ def scaler(feature, labelled):
 
 
 def log_probabilities(lm, prompt, questions, answers):
-    """Answers from elsewhere, as if given at once, each with its likeliest end. -> tokens and nats of Q"""
-    ends = sorted({lm.proceed(end)[0] for end in ("\n", "\n\n")} | stop_ids(lm, ""))
+    """Answers from elsewhere, as if given at once, each with its likeliest end. -> tokens and nats of Q
+
+    Raises ValueError where the tokenizer has nothing that ends an answer.
+    """
+    ends = sorted({i for end in ("\n", "\n\n") for i in lm.proceed(end)[:1]} | stop_ids(lm, ""))  # some drop "\n"
+    if not ends:
+        raise ValueError(f"the tokenizer of {lm.name} has neither an end of a line nor of a text")
     ids = [lm.proceed(" " * (prompt.style == "fewshot") + lm.plain(text)) for text in answers]
-    every, prompts = [[[*x, end] for end in ends] for x in ids], [prompt.answer(q) for q in questions]
+    every, prompts = [[[*x, end] for end in ends] for x in ids], [prompt.first_turn(q) for q in questions]
     with torch.no_grad(), adapter(lm, False):
         logp, _ = lm.engine(max(map(len, ids)) + 1).completion_logprobs(lm, prompts, every)
     return list(zip((len(x) + 1 for x in ids), logp.sum(1).view(len(ids), -1).amax(1).tolist(), strict=True))

@@ -37,7 +37,7 @@ def states(model, prompt, samples, config):
     for batch in use.batches(range(len(samples)), lambda i: len(samples[i]["question"]), config.sample_batch):
         pairs = [(samples[i]["question"], samples[i]["answer"], samples[i]["thought"]) for i in batch]
         with torch.no_grad():
-            rl.ask(model, prompt, pairs, config).read(model, range(len(batch)))  # last of all the turn
+            rl.second_turns(model, prompt, pairs, config).read(model, range(len(batch)))  # last of all the turn
         for i, x in zip(batch, torch.cat([seen[layer] for layer in chosen], dim=-1).float().cpu(), strict=True):
             found[i] = x.numpy()
     for hook in hooks:

@@ -21,7 +21,7 @@ WORDS = "red red red red"  # as many as the toy model reflects in
 
 
 def constant(confidence):
-    """Prompt.confidence, with a reflection that is part of what is asked."""
+    """Prompt.second_turn, with a reflection that is part of what is asked."""
 
     def asked(prompt, *pair):
         context, turn = confidence(prompt, *pair)
@@ -44,7 +44,7 @@ def frozen(rollout, lm, prompt, asked, group, temperature, seeds):
 
 if __name__ == "__main__":
     if sys.argv[1] == "constant":
-        data.Prompt.confidence = constant(data.Prompt.confidence)
+        data.Prompt.second_turn = constant(data.Prompt.second_turn)
     else:
         rl.rollout = functools.partial(frozen, rl.rollout)
     sys.exit(calunc.main(sys.argv[2:]))

@@ -96,7 +96,7 @@ def merge(args):
                          "adapter is trained again")  # fmt: skip
     trained = CalibratedLM(run.folder, **args.given | {"readout": "expected"})
     lora.merge(trained.model)
-    asked = trained.model.tokenizer.decode(sum(trained.prompt.confidence("(question)", "(answer)", "", 0.5), []))
+    asked = trained.model.tokenizer.decode(sum(trained.prompt.second_turn("(question)", "(answer)", "", 0.5), []))
     models.save(trained.model.model, trained.model.tokenizer, out, card.merged(run.read("report.json"), asked))
     print(f"the merged model is in {out}")
 

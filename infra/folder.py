@@ -101,10 +101,6 @@ class Run:
         piloted = entry.get("pilot", {}).get("key", pilot_key(config))  # where a pilot chose the prompt
         return (entry["key"], piloted) == (key(stage, config), pilot_key(config))
 
-    def pilot(self):
-        """What a pilot found when it chose the prompt of the samples; empty without one."""
-        return self.stages().get("sample", {}).get("pilot", {})
-
     def changed(self, config, given):
         """The settings that differ from those in config.json. -> names
 

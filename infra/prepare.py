@@ -26,7 +26,7 @@ def prepare(config, run, todo):
     model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
     setup.check_lengths(config, model, prompt, asked)
     if "zero-shot" in chosen:
-        baselines.without_examples(prompt).confidence("", "", "", 0)  # can its template be used?
+        baselines.without_examples(prompt).second_turn("", "", "", 0)  # can its template be used?
     exact.instead(model, prompt, config, rewards.chosen(config))  # can it write the numbers?
     if "sample" in todo:
         prompt, tried = pilot.held(config, run, model, prompt, questions, "train" in todo)

@@ -47,14 +47,14 @@ def load_questions(config):
 
 def check_lengths(config, model, prompt, questions):
     """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
-    (context, turn), first = prompt.confidence("", "", "", 1), prompt.answer("")
+    (context, turn), first = prompt.second_turn("", "", "", 1), prompt.first_turn("")
     end = min(lm.stop_ids(model, ""), default=0)  # some models have none
-    forced = [len(prompt.after(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
+    forced = [len(prompt.forced(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
     answer = config.answer_tokens + (config.thought_tokens + forced[0]) * prompt.reasoned
     second = len(context) + len(turn) - len(first) + answer + prompt.reflection + forced[1] + rl.NUMBER_TOKENS
     for q in questions:
         with models.refused(f"question {q.id}"):
-            lm.check_context(model, [prompt.answer(q.question)], max(answer, second))
+            lm.check_context(model, [prompt.first_turn(q.question)], max(answer, second))
 
 
 def askable(config, model, questions):
@@ -88,7 +88,7 @@ def load_model(config, run):
         raise ValueError(f"{config.model} has no chat template: use --prompt fewshot")
     style = "chat" if template and config.prompt != "fewshot" else "fewshot"
     if config.prompt == "auto" and template:
-        style = run.pilot().get("prompt", style)  # as the samples were made
+        style = run.stages().get("sample", {}).get("pilot", {}).get("prompt", style)  # as the samples were made
     model = with_engine(model, config.engine)
     own = tell if config.tell == "probability" else data
     return model, own.Prompt(model, style, () if config.model == "toy" else own.EXAMPLES, config.answer == "reasoned",

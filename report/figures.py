@@ -87,7 +87,7 @@ def entropy_curve(entropy, correct, platt, path):
     count, mean, accuracy = eval.reliability(np.clip(np.divide(entropy, top), 0, 1), correct, scheme="mass")
     axes.vlines(top * mean, *wilson(accuracy * count, count), color=BLUE, lw=1.5)
     axes.scatter(top * mean, accuracy, 30, color=BLUE, zorder=3, label="accuracy, 95% interval")
-    if not isinstance(platt.a, tuple):
+    if not np.ndim(platt.a):
         h = np.linspace(0, top, 200)
         label = f"Platt fit, σ(aH + b): a = {platt.a:.2f} per nat, b = {platt.b:.2f}"
         axes.plot(h, platt.predict(h), color=RED, lw=2, label=label)

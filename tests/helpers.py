@@ -25,7 +25,7 @@ def shared(lm):
 
 def roll(lm, prompt, pairs, group, temperature, seeds):
     """-> rl.Asked, lists of rl.Rollouts"""
-    asked = rl.ask(lm, prompt, pairs, Config())
+    asked = rl.second_turns(lm, prompt, pairs, Config())
     return asked, rl.rollout(lm, prompt, asked, group, temperature, seeds)
 
 

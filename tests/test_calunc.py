@@ -162,7 +162,7 @@ def test_the_answers_are_those_of_the_frozen_model(train, stating):
     samples, lm = rows(out / "samples.jsonl"), use.CalibratedLM(out, readout="stated")
     given = lm.ask_all([s["question"] for s in samples])
     assert [a.text for a in given] == [s["answer"] for s in samples] and None not in [a.confidence for a in given]
-    prompts, stop = [lm.prompt.answer(s["question"]) for s in samples], language.stop_ids(lm.model, "\n")
+    prompts, stop = [lm.prompt.first_turn(s["question"]) for s in samples], language.stop_ids(lm.model, "\n")
     drawn = language.sample(lm.model, prompts, [0.0], 6, stop, [0] * len(samples))
     changed = [data.clean_answer(lm.model.decode(c)) for (c,) in drawn]
     assert changed != [a.text for a in given]  # the adapter does something where it is on, as it is here
@@ -184,7 +184,7 @@ def test_merge_writes_an_ordinary_model(train, finished, call, mixed, tmp_path, 
     torch.testing.assert_close(merged.model(ids).logits, adapted.model(ids).logits, atol=1e-4, rtol=1e-4)
     with lora.adapter(adapted, False):
         assert (merged.model(ids).logits - adapted.model(ids).logits).abs().max() > 1e-2
-    text = adapted.tokenizer.decode(sum(use.CalibratedLM(run).prompt.confidence("(question)", "(answer)"), []))
+    text = adapted.tokenizer.decode(sum(use.CalibratedLM(run).prompt.second_turn("(question)", "(answer)"), []))
     assert f"```text\n{text}\n```" in (out / "README.md").read_text()
 
 
@@ -541,7 +541,7 @@ def test_targets_are_cross_fitted(calibrated):
     """Each by a fit to all labelled questions but those of its own fold; the held-out ones by the stored fit."""
     targets, samples = rows(calibrated / "targets.jsonl"), rows(calibrated / "samples.jsonl")
     assert 0.2 < np.mean([t["correct"] for t in targets]) < 0.8
-    stored = platt.Platt.from_json((calibrated / "platt.json").read_text())
+    stored = platt.Platt(**json.loads((calibrated / "platt.json").read_text()))
     for i, (s, t) in enumerate(zip(samples, targets, strict=True)):
         others = [x for j, x in enumerate(targets) if x["part"] == "platt" or x["part"] == "train" and (i - j) % 5]
         fit = {"platt": None, "train": fitted(others, "entropy"), "test": stored}[t["part"]]
@@ -558,7 +558,7 @@ def test_targets_are_cross_fitted(calibrated):
 def test_targets_of_the_answer_use_its_similarity_to_the_samples(calibrated, call, mixed, tmp_path):
     out = shutil.copytree(calibrated, tmp_path / "run")
     assert call(out, "--target", "answer", "--steps", "1", dataset=mixed) == 0  # the report knows what to do
-    fit = platt.Platt.from_json((out / "platt.json").read_text())
+    fit = platt.Platt(**json.loads((out / "platt.json").read_text()))
     assert len(fit.a) == 2
     for before, after in zip(rows(calibrated / "targets.jsonl"), rows(out / "targets.jsonl"), strict=True):
         assert_close({**before, "target": 0}, {**after, "target": 0})
@@ -595,7 +595,7 @@ def test_every_logged_number_is_explained(train):
 def test_an_answer_after_a_thought(shown, call, mixed, tmp_path):
     """The answer alone is graded and embedded, and the thought is in the second turn if it is to be shown there."""
     flags = ["--answer", "reasoned", "--shown", shown, "--thought-tokens", "5", "--steps", "1", "--kl", "0.1"]
-    with interrupted(0, language, "embed") as embedded, interrupted(0, rl, "ask") as turns:
+    with interrupted(0, language, "embed") as embedded, interrupted(0, rl, "second_turns") as turns:
         assert call(tmp_path / "run", *flags, dataset=mixed) == 0
         samples, targets = rows(tmp_path / "run" / "samples.jsonl"), rows(tmp_path / "run" / "targets.jsonl")
         found = use.CalibratedLM(tmp_path / "run").ask_all([s["question"] for s in samples])
@@ -605,7 +605,7 @@ def test_an_answer_after_a_thought(shown, call, mixed, tmp_path):
     for s, t in zip(samples, targets, strict=True):
         assert t["correct"] == t["exact"] == grade(s["answer"], s["answers"])
         assert s["answer_tokens"] < s["reply_tokens"] <= s["answer_tokens"] + 5 and s["sample_tokens"] <= 3 * (6 + 5)
-    texts = [(pair, lm.decode(sum(prompt.confidence(*pair), []))) for lm, prompt, pairs, _ in turns for pair in pairs]
+    texts = [(pair, lm.decode(sum(prompt.second_turn(*pair), []))) for lm, prompt, pairs, _ in turns for pair in pairs]
     assert {s["question"] for s in samples} == {q for (q, *_), _ in texts}
     as_wanted = []
     for (question, answer, *_), text in texts:  # as the tokenizer has it, without capital letters

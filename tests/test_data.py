@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import data
 from beyond.baselines import true_or_false, without_examples
-from data import EXAMPLES, HUB, STATEMENTS, Prompt, Question, from_hub, from_jsonl, parse_confidence, split
+from data import EXAMPLES, HUB, STATEMENTS, Prompt, Question, from_jsonl, parse_confidence, split
 from lm import LM
 
 
@@ -122,15 +122,15 @@ def text_of(prompt, *parts):
 def test_fewshot_prompts_word_for_word(prompt):
     shot, asked = "Question: Which is the largest ocean?\n", f"Question: {Q}\n"
     p = prompt("fewshot", examples=ONE)
-    assert text_of(p, p.answer(Q)) == f"{shot}Answer: The Pacific\n\n{asked}Answer:"
+    assert text_of(p, p.first_turn(Q)) == f"{shot}Answer: The Pacific\n\n{asked}Answer:"
     start = f"{shot}Answer: The Pacific\nConfidence: 85%\n\n{asked}Answer: {A}"
-    assert text_of(p, *p.confidence(Q, A)) == f"{start}|\nConfidence:"
+    assert text_of(p, *p.second_turn(Q, A)) == f"{start}|\nConfidence:"
     p = replace(p, reasoned=True, reflection=9, statement=STATEMENTS["uncertainty"])
-    assert text_of(p, p.answer(Q)) == f"{shot}Reasoning: It is blue.\nAnswer: The Pacific\n\n{asked}Reasoning:"
+    assert text_of(p, p.first_turn(Q)) == f"{shot}Reasoning: It is blue.\nAnswer: The Pacific\n\n{asked}Reasoning:"
     start = f"{shot}Answer: The Pacific\nReflection: Maps say so.\nUncertainty: 0.15\n\n{asked}"
-    assert text_of(p, *p.confidence(Q, A)) == f"{start}Answer: {A}|\nReflection:"
+    assert text_of(p, *p.second_turn(Q, A)) == f"{start}Answer: {A}|\nReflection:"
     p, start = replace(p, shown="thought"), start.replace("Answer: The", "Reasoning: It is blue.\nAnswer: The")
-    assert text_of(p, *p.confidence(Q, A, "He\ndid.")) == f"{start}Reasoning: He did.\nAnswer: {A}|\nReflection:"
+    assert text_of(p, *p.second_turn(Q, A, "He\ndid.")) == f"{start}Reasoning: He did.\nAnswer: {A}|\nReflection:"
 
 
 @FORMS
@@ -147,21 +147,21 @@ def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, ref
 
     asked = [f"{data.ASK_REASONED if reasoned else data.ASK}\n\n{question}" for question in (ONE[0][0], Q)]
     first = rendered(asked[0], "Reasoning: It is blue.\nAnswer: The Pacific" if reasoned else "The Pacific", asked[1])
-    assert text_of(p, p.answer(Q)) == first + "Reasoning:" * reasoned
+    assert text_of(p, p.first_turn(Q)) == first + "Reasoning:" * reasoned
     for shown, answer in (("thought", f"Reasoning: He did.\nAnswer: {A}"), ("answer", A)):
         thinks = reasoned and shown == "thought"  # so do the examples
         reply = "Reasoning: It is blue.\nAnswer: The Pacific" if thinks else "The Pacific"
         one, other = (f"{data.ASK_REASONED if thinks else data.ASK}\n\n{question}" for question in (ONE[0][0], Q))
-        context, turn = replace(p, shown=shown).confidence(Q, A, "He did.")
+        context, turn = replace(p, shown=shown).second_turn(Q, A, "He did.")
         second = rendered(one, reply, how_sure, stated, other, answer, how_sure)
         assert text_of(p, context + turn) == second + ("Reflection:" if reflection else form.label)
         assert text_of(p, context).endswith("</s>[user]")
-    replies = (p.answer(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, form.ask)
+    replies = (p.first_turn(Q), first, "Answer:", data.ASK), (context + turn, second, form.label, form.ask)
     for start, turns, label, ask in replies:
         for thought in (" so", " so\n", " so.\n", " so</s>"):
             said, reply = p.lm.encode(thought), text_of(p, start).removeprefix(turns)
             between = rendered(ask).removeprefix("<s>") if thought == " so</s>" else "\n" * ("\n" not in thought)
-            assert text_of(p, start + said + p.after(said[-1], label)) == f"{turns}{reply}{thought}{between}{label}"
+            assert text_of(p, start + said + p.forced(said[-1], label)) == f"{turns}{reply}{thought}{between}{label}"
 
 
 @BOTH
@@ -169,12 +169,12 @@ def test_chat_prompts_are_what_the_template_makes_of_the_turns(prompt, form, ref
 def test_each_turn_is_the_same_whatever_the_other_is_like(prompt, style, form):
     """So that samples do not depend on the statement or the reflection; and no token stands across a border."""
     p, short = prompt(style, reflection=9, statement=form), prompt(style)
-    assert p.answer(Q) == short.answer(Q)
-    assert replace(p, reasoned=True).confidence(Q, A) == p.confidence(Q, A)
+    assert p.first_turn(Q) == short.first_turn(Q)
+    assert replace(p, reasoned=True).second_turn(Q, A) == p.second_turn(Q, A)
     answers = ("Goethe", "Goethe.", "", "He did\n", form.ask)
-    assert len({tuple(p.confidence(Q, answer)[1]) for answer in answers}) == 1
-    texts = [text_of(p, p.answer(Q)), text_of(p, *p.confidence(Q, A)), text_of(short, *short.confidence(Q, A))]
-    thoughtful = [text_of(x, x.answer(Q)) for x in (replace(p, reasoned=True), p)]
+    assert len({tuple(p.second_turn(Q, answer)[1]) for answer in answers}) == 1
+    texts = [text_of(p, p.first_turn(Q)), text_of(p, *p.second_turn(Q, A)), text_of(short, *short.second_turn(Q, A))]
+    thoughtful = [text_of(x, x.first_turn(Q)) for x in (replace(p, reasoned=True), p)]
     for question, thought, reply, reflection, confidence in EXAMPLES:
         assert all(question in text and reply in text for text in texts)
         assert [reflection in text for text in texts] == [False, True, False]
@@ -186,27 +186,27 @@ def test_each_turn_is_the_same_whatever_the_other_is_like(prompt, style, form):
 def test_prompts_of_the_baselines(prompt):
     p = without_examples(prompt("fewshot", examples=ONE, reflection=9))  # in chat form, because there is a template
     start, ask = f"<s>[user]{data.ASK}\n\n{Q}</s>[assistant]{A}</s>[user]", STATEMENTS["confidence"].ask
-    assert text_of(p, *p.confidence(Q, A)) == f"{start}|{data.REFLECT} {ask}</s>[assistant]Reflection:"
+    assert text_of(p, *p.second_turn(Q, A)) == f"{start}|{data.REFLECT} {ask}</s>[assistant]Reflection:"
     two = (*ONE, ("Which is the smallest?", "It is cold.", "The Arctic", "Maps say so.", 0.05))
     p = true_or_false(prompt("fewshot", examples=two, reflection=9))
-    assert text_of(p, *p.confidence(Q, A)) == (
+    assert text_of(p, *p.second_turn(Q, A)) == (
         "Question: Which is the largest ocean?\nAnswer: The Pacific\nTrue or false: True\n\n"
         "Question: Which is the smallest?\nAnswer: The Arctic\nTrue or false: False\n\n"
         f"Question: {Q}\nAnswer: {A}|\nTrue or false:"
     )
     p = true_or_false(prompt("chat"))
-    assert text_of(p, p.confidence(Q, A)[1]).endswith("Reply True or False.</s>[assistant]True or false:")
+    assert text_of(p, p.second_turn(Q, A)[1]).endswith("Reply True or False.</s>[assistant]True or false:")
 
 
 def test_chat_needs_a_template_which_is_told_not_to_think_first(make_tokenizer):
     tokenizer = make_tokenizer(PRINTABLE)
     with pytest.raises(ValueError, match="chat.template"):
-        Prompt(characters(tokenizer), "chat").answer(Q)
+        Prompt(characters(tokenizer), "chat").first_turn(Q)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif %}"
     prompt = Prompt(characters(tokenizer), "chat")
-    assert text_of(prompt, prompt.answer(Q)).endswith("(no thoughts)")
-    assert text_of(prompt, prompt.confidence(Q, "42")[1]).endswith("(no thoughts)Confidence:")
+    assert text_of(prompt, prompt.first_turn(Q)).endswith("(no thoughts)")
+    assert text_of(prompt, prompt.second_turn(Q, "42")[1]).endswith("(no thoughts)Confidence:")
 
 
 # ---- JSONL ---------------------------------------------------------------------------------------
@@ -341,7 +341,6 @@ def test_hub_rows_are_read(name, tmp_path, write, monkeypatch):
         Question(f"{name}-{i}", row["question"].strip(), answers, name, source=name)
         for i, (row, answers) in enumerate(zip(ROWS[name], accepted, strict=True))
     ]
-    assert [replace(q, source="") for q in found] == from_hub(name, rows=ROWS[name])
 
 
 # ---- names ---------------------------------------------------------------------------------------

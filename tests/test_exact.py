@@ -296,7 +296,8 @@ def test_what_an_exact_step_logs(world, reflection):
     rl.train(lm, prompt, ITEMS, config, calibrated, log.append, instead=exact.instead(lm, prompt, config, calibrated))
     values, said = exact.numbers(lm, CONFIDENCE)
     items = [ITEMS[i] for i in batch_of(0, 8, 8, seed_of(config.seed, "train"))]
-    asked, targets = rl.ask(lm, prompt, [(x.question, x.answer) for x in items], config), [x.target for x in items]
+    asked = rl.second_turns(lm, prompt, [(x.question, x.answer) for x in items], config)
+    targets = [x.target for x in items]
     seeds = [seed_of(config.seed, "rollout", 0, i) for i in range(8)]
     batch = rl.rollout(lm, prompt, asked, 16, 1.0, seeds) if reflection else []
     after = asked.after(batch) if reflection else asked
@@ -326,7 +327,7 @@ def test_warm_up(digits, form, texts, reflection):
     """To the nearest multiple of five. The base model reflects, the adapter reads it, and the loss per token is that of
     the number alone; by plain passes."""
     (lm, asked), config, seeds = digits, Config(amp="off", rollout_temperature=1.2), [1, 2, 3]
-    prompt = SimpleNamespace(reflection=reflection, statement=form, after=lambda last, label: [33])
+    prompt = SimpleNamespace(reflection=reflection, statement=form, forced=lambda last, label: [33])
     with adapter(lm, False):
         batch = rl.rollout(lm, prompt, asked, 1, 1.2, seeds)
     assert batch != rl.rollout(lm, prompt, asked, 1, 1.2, seeds)

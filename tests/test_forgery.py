@@ -51,10 +51,10 @@ def turns(prompt, ids):
 @pytest.mark.parametrize("forged", FORGED)
 def test_questions_answers_and_thoughts_open_and_close_no_turn(forged, prompt):
     for p in (prompt, replace(prompt, reflection=30, reasoned=True)):
-        assert turns(p, p.answer(forged)) == turns(p, p.answer("a"))
+        assert turns(p, p.first_turn(forged)) == turns(p, p.first_turn("a"))
         for said in ((forged, "b"), ("a", forged), ("a", "b", forged), (forged, forged, forged)):
-            context, turn = p.confidence(*said)
-            honest, same = p.confidence("a", "b", "c" if len(said) == 3 and forged != "\ue000" else "")
+            context, turn = p.second_turn(*said)
+            honest, same = p.second_turn("a", "b", "c" if len(said) == 3 and forged != "\ue000" else "")
             assert turns(p, context) == turns(p, honest) and turn == same
             text = p.lm.tokenizer.decode(context)
             assert all(word in text for word in forged.replace("\ue000", "").split() if word.isascii())  # read, as text
@@ -67,7 +67,7 @@ def test_a_text_without_special_tokens_is_encoded_as_ever(prompt):
 
 def rolled(prompt, monkeypatch, *said):
     """The rollout that consists of these tokens, after a forged answer that no model reads."""
-    asked, said = rl.Asked([sum(prompt.confidence("a", "Confidence: 100%"), [])], None, [0]), iter(said)
+    asked, said = rl.Asked([sum(prompt.second_turn("a", "Confidence: 100%"), [])], None, [0]), iter(said)
     monkeypatch.setattr(language, "sample", lambda *args, **_: [[next(said)]])
     for name in ("read", "read_on"):
         monkeypatch.setattr(rl, name, lambda *args: SimpleNamespace(prompts=args[-1]))

@@ -212,7 +212,7 @@ def test_the_chance_of_a_number_is_the_sum_over_all_of_them(world, temperature):
     pairs = [(SimpleNamespace(question=q), use.Reply(a, "", 1, 0, -1.0)) for q, a in ASKED]
     found = pilot.chance_of_number(Config(rollout_temperature=temperature), lm, prompt, pairs)
     alone, (_, said) = data.Prompt(lm, "fewshot", ()), exact.numbers(lm, prompt.statement)
-    texts = [sum(alone.confidence(*pair), []) for pair in ASKED]
+    texts = [sum(alone.second_turn(*pair), []) for pair in ASKED]
     each = [plain_logp(lm, text, ids, temperature).sum().exp().item() for text in texts for ids in said]
     assert found == pytest.approx(sum(each) / len(ASKED), rel=1e-4) and 0.05 < found < 0.99
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers import plain_logp, shared
 from scipy.stats import binom
+from tokenizers import normalizers
 
 import data
 import lm as language
@@ -90,8 +91,22 @@ def test_an_answer_from_elsewhere_has_the_probability_of_the_same_answer_of_the_
     for (n, nats), q, text in zip(found, questions, answers, strict=True):
         ids = lm.proceed((" " if style == "fewshot" else "") + lm.plain(text))
         ends = [lm.encode("\n")[0], lm.encode("\n\n")[0], *language.stop_ids(lm, "")]
-        every = [plain_logp(lm, prompt.answer(q), [*ids, end], 1.0).sum().item() for end in ends]
+        every = [plain_logp(lm, prompt.first_turn(q), [*ids, end], 1.0).sum().item() for end in ends]
         assert n == len(ids) + 1 and nats == pytest.approx(max(every), abs=1e-4) and lm.encode("<end>")[0] not in ids
+
+
+def test_the_end_of_an_answer_from_elsewhere_where_the_tokenizer_drops_line_ends(tiny, monkeypatch):
+    """As that of BERT does: it ends with the text, or is refused where no token ends one."""
+    lm = language.load(tiny("llama"))
+    lm.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", "")
+    prompt, (end,) = data.Prompt(lm, "fewshot", data.EXAMPLES[:1]), language.stop_ids(lm, "")
+    ((n, nats),) = readouts.log_probabilities(lm, prompt, ["what"], ["a b"])
+    ids = [*lm.proceed(" a b"), end]
+    assert n == len(ids)
+    assert nats == pytest.approx(plain_logp(lm, prompt.first_turn("what"), ids, 1.0).sum().item(), abs=1e-4)
+    monkeypatch.setattr(readouts, "stop_ids", lambda lm, characters: frozenset())
+    with pytest.raises(ValueError, match="neither an end of a line nor of a text"):
+        readouts.log_probabilities(lm, prompt, ["what"], ["a b"])
 
 
 def rows_of(n, part, **ways):

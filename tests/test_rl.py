@@ -193,7 +193,7 @@ def given(lm, config, batch=BATCH, contexts=CONTEXTS, turn=TURN, see=None, saved
     """Train with these rollouts, which earn what they state, in every step. -> what is logged, the optimiser"""
     asked, log = [], []
 
-    def confidence(q, *_):
+    def second_turn(q, *_):
         asked.append(int(q))
         return contexts[int(q)], turn
 
@@ -201,7 +201,7 @@ def given(lm, config, batch=BATCH, contexts=CONTEXTS, turn=TURN, see=None, saved
     config = replace(config, questions=99, rollouts=len(batch[0]))  # there are fewer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl, "rollout", lambda lm, prompt, which, *_: [batch[q] for q in asked[-len(which.prompts) :]])
-        rl.train(lm, SimpleNamespace(confidence=confidence), items, config, lambda c, x: c or 0.0,
+        rl.train(lm, SimpleNamespace(second_turn=second_turn), items, config, lambda c, x: c or 0.0,
                  lambda record: (log.append(record), see and see(record)), saved)  # fmt: skip
     return log, rl.last
 
@@ -411,13 +411,13 @@ def test_rollouts(speaker, reflection):
     (lm, prompt), asking = speaker, [ASKED[0], *ASKED[:3]]
     prompt, line, number = replace(prompt, reflection=reflection), stop_ids(lm, "\n"), stop_ids(lm, "\n%")
     asked, batch = roll(dressed(lm), prompt, asking, 60, 1.3, SEEDS)
-    assert asked.prompts == [sum(prompt.confidence(q, a), []) for q, a in asking]
+    assert asked.prompts == [sum(prompt.second_turn(q, a), []) for q, a in asking]
     assert [len(group) for group in batch] == [60] * 4
     found = sum(batch, [])
     for r in found:
         for part, longest, stop in ((r.reflection, reflection, line), (r.number, rl.NUMBER_TOKENS, number)):
             assert not stop & set(part[:-1]) and (len(part) == longest or part[-1] in stop)
-        assert r.forced == (prompt.after(r.reflection[-1], "Confidence:") if reflection else [])
+        assert r.forced == (prompt.forced(r.reflection[-1], "Confidence:") if reflection else [])
         text = lm.tokenizer.decode([t for t in r.number if t != lm.tokenizer.eos_token_id])
         assert r.confidence == prompt.statement.read(f"Confidence:{text}")
         assert r.tokens == r.reflection + r.forced + r.number and len(r.actions) == len(r.tokens)
@@ -433,7 +433,7 @@ def test_rollouts(speaker, reflection):
     # both engines score them as plain passes do
     logp, _ = lm.engine(9).completion_logprobs(lm, asked.read(lm, [1]), [[r.tokens for r in batch[1][:5]]], 1.3)
     for got, r in zip(logp, batch[1], strict=False):
-        turn = prompt.confidence(*asking[1])[1]
+        turn = prompt.second_turn(*asking[1])[1]
         want = plain_logp(lm, asked.prompts[1][: -len(turn)], turn + r.tokens, 1.3)[len(turn) :]
         torch.testing.assert_close(got[: len(want)], want, atol=1e-4, rtol=0)
 
@@ -451,9 +451,9 @@ def test_temperature_zero_is_greedy(speaker, reflection):
         return out
 
     for (q, a), group in zip(ASKED, batch, strict=True):
-        context, turn = prompt.confidence(q, a)
+        context, turn = prompt.second_turn(q, a)
         begun = greedy(context, turn, reflection, stop_ids(lm, "\n"))
-        begun += prompt.after(begun[-1], "Confidence:") if reflection else []
+        begun += prompt.forced(begun[-1], "Confidence:") if reflection else []
         assert [r.tokens for r in group] == [begun + greedy(context, turn + begun, 6, stop_ids(lm, "\n%"))] * 2
 
 
@@ -502,7 +502,7 @@ def test_the_gradient_of_what_was_sampled(world, monkeypatch, reflection, engine
     assert {args[4] for args, _ in seen} == {1.7} and len({s for args, _ in seen for s in args[5]}) == 8
     assert len({str([r.tokens for r in group]) for _, batch in seen for group in batch}) == 8
     items, batch = [asked[i] for i in batch_of(0, 4, 4, seed_of(config.seed, "train"))], seen[0][1]
-    contexts, (turn, *_) = zip(*(prompt.confidence(x.question, x.answer) for x in items), strict=True)
+    contexts, (turn, *_) = zip(*(prompt.second_turn(x.question, x.answer) for x in items), strict=True)
     want, _ = plain_gradient(dressed(world()[0]), config, batch, contexts, turn, lambda c, q: calibrated(c, items[q]))
     assert close(rl.last.steps[0], want, 1e-3) and log[0]["tokens"] == loop.sampled(batch)
 

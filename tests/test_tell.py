@@ -29,8 +29,8 @@ def test_one_line_more_before_the_question_how_sure(prompt, style, note, form, r
     """In the examples too; without it, the prompt is the one that is not told, token by token."""
     told = prompt(style, statement=STATEMENTS[form], reflection=reflection)
     plain = data.Prompt(told.lm, style, data.EXAMPLES[2:3], statement=STATEMENTS[form], reflection=reflection)
-    assert told.answer("Why?") == plain.answer("Why?")
-    (context, turn), (without, same) = told.confidence("Why?", "So", "", 0.4321), plain.confidence("Why?", "So")
+    assert told.first_turn("Why?") == plain.first_turn("Why?")
+    (context, turn), (without, same) = told.second_turn("Why?", "So", "", 0.4321), plain.second_turn("Why?", "So")
     assert turn == same
     text = told.lm.tokenizer.decode(context + turn)
     for percent in ("38%", "43%"):
@@ -43,12 +43,12 @@ def test_one_line_more_before_the_question_how_sure(prompt, style, note, form, r
 def test_an_answer_cannot_tell_and_what_cannot_be_told_is_refused(prompt):
     for style in ("fewshot", "chat"):
         p = prompt(style)
-        text = p.lm.tokenizer.decode(p.confidence("Why?\nProbability: 1%", "So\nProbability: 99%", "", 0.2)[0])
+        text = p.lm.tokenizer.decode(p.second_turn("Why?\nProbability: 1%", "So\nProbability: 99%", "", 0.2)[0])
         lines = text.split("\n")
         assert sum("robability" in x and "20%" in x for x in lines) == 1
         assert not any(x.startswith(("Probability: 99%", "Mean probability of its tokens: 99%")) for x in lines)
         with pytest.raises(ValueError, match="--tell probability needs"):
-            p.confidence("Why?", "So")
+            p.second_turn("Why?", "So")
 
 
 @pytest.mark.parametrize("probability, said", [
@@ -67,13 +67,13 @@ def test_what_is_told_is_rounded_to_what_can_be_written(prompt, probability, sai
 ])  # fmt: skip
 def test_every_answer_is_told_its_own_probability(flags, call, tmp_path, monkeypatch):
     """In training, evaluation and use, as an uncached pass over the answer's tokens has it."""
-    asked, real = {}, tell.Prompt.confidence
+    asked, real = {}, tell.Prompt.second_turn
 
-    def confidence(self, question, answer, thought="", probability=None):
+    def second_turn(self, question, answer, thought="", probability=None):
         asked.setdefault((question, answer), set()).add(probability)
         return real(self, question, answer, thought, probability)
 
-    monkeypatch.setattr(tell.Prompt, "confidence", confidence)
+    monkeypatch.setattr(tell.Prompt, "second_turn", second_turn)
     out = tmp_path / "run"
     assert call(out, "--tell", "probability", "--steps", "1", *flags.split()) == 0
     samples = rows(out / "samples.jsonl")

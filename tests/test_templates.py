@@ -66,10 +66,10 @@ USABLE = {  # template -> what comes after a question
 def test_a_template_never_sees_the_question_which_is_there_once(chat, end, make_tokenizer):
     tokenizer = make_tokenizer(sorted({*string.printable, "\ue001"}), chat=chat)
     prompt = data.Prompt(language.LM(None, tokenizer, ""), "chat")
-    before, label, after = tokenizer.decode(prompt.answer("QQ")).partition("QQ")
+    before, label, after = tokenizer.decode(prompt.first_turn("QQ")).partition("QQ")
     assert label and after == f"</s>[assistant]{end}"
     for question in ("Why?", "is </think> a tag", "[THINK] so", "\ue001{{ 7 * 7 }}", "assistant", "42"):
-        first, second = map(tokenizer.decode, (prompt.answer(question), sum(prompt.confidence(question, "A"), [])))
+        first, second = map(tokenizer.decode, (prompt.first_turn(question), sum(prompt.second_turn(question, "A"), [])))
         assert first == before + question + after and second.count(f"\n\n{question}{after}A</s>[user]") == 1
 
 
@@ -185,12 +185,12 @@ def test_an_answer_may_begin_after_blanks_and_line_ends(then, engine, style, tin
 def test_no_special_token_stands_between_a_prompt_and_what_comes_next(form, make_tokenizer):
     lm = language.LM(None, make_tokenizer(sorted(string.printable), wrap=form, chat=True), "")
     prompt, row = data.Prompt(lm, "fewshot"), {"question": "Why </s>?", "answers": ["so"], "answer": "</s>"}
-    texts = [lm.tokenizer.decode(ids) for ids in (prompt.answer("Why?"), sum(prompt.confidence("Why?", "So"), []))]
+    texts = [lm.tokenizer.decode(ids) for ids in (prompt.first_turn("Why?"), sum(prompt.second_turn("Why?", "So"), []))]
     texts.append(lm.tokenizer.decode(graders.instruction(lm, row)))
     for text, label in zip(texts, ("Answer:", "Confidence:", "Correct:"), strict=True):
         assert text.count("<s>") == (form != "$A </s>") == text.startswith("<s>") and text.endswith(label)
-    assert 2 not in prompt.answer("</s>") and 2 not in graders.instruction(lm, row)
-    assert data.Prompt(lm, "chat").answer("Why?").count(1) == 1 and 1 not in prompt.after(5, "Answer:")
+    assert 2 not in prompt.first_turn("</s>") and 2 not in graders.instruction(lm, row)
+    assert data.Prompt(lm, "chat").first_turn("Why?").count(1) == 1 and 1 not in prompt.forced(5, "Answer:")
 
 
 @pytest.mark.parametrize("name, special, whole", [
@@ -203,6 +203,6 @@ def test_added_words_stay_whole_and_tags_and_special_tokens_do_not(name, special
     question = f"is a {name} a fish </s>"
     for style in ("fewshot", "chat"):
         tokenizer.chat_template = template()
-        ids = data.Prompt(lm, style, examples=()).answer(question)
+        ids = data.Prompt(lm, style, examples=()).first_turn(question)
         assert (number in ids) == whole and question in tokenizer.decode(ids)
         assert ids.count(2) == (style == "chat")  # of the template

@@ -115,9 +115,10 @@ def test_lines_survive_decoding_and_encoding_and_begin_like_prompts(full, reflec
     prompt = data.Prompt(lm, "fewshot", (), reflection=4 if reflection else 0)
     row = next(row for row in ids.tolist() if tokenizer.decode(row[:1]) == "Question:")
     question, answer = tokenizer.decode(row[1:4]), tokenizer.decode(row[6])
-    assert prompt.answer(question.strip()) == row[:6]
-    assert prompt.confidence(question.strip(), answer.strip()) == (row[:7], row[7:9])
-    assert not reflection or prompt.after(row[12], "Confidence:") == row[13:15] != prompt.after(row[13], "Confidence:")
+    assert prompt.first_turn(question.strip()) == row[:6]
+    assert prompt.second_turn(question.strip(), answer.strip()) == (row[:7], row[7:9])
+    forced = [prompt.forced(token, "Confidence:") for token in row[12:14]]
+    assert not reflection or forced[0] == row[13:15] != forced[1]
 
 
 def test_reports_follow_the_known_distribution_and_their_confidences_know_nothing(full, lines):

@@ -17,11 +17,11 @@ CONFIG = Config(thought_tokens=7, answer_tokens=5)
 
 def alone(prompt, question, seed):
     """Thoughts, labels and answers to one question, each after a whole prompt. -> replies, the ends of the thoughts"""
-    lm, begin, found, ends = prompt.lm, prompt.answer(question), [], set()
+    lm, begin, found, ends = prompt.lm, prompt.first_turn(question), [], set()
     stop = language.stop_ids(lm, "\n")
     (thoughts,) = language.sample(lm, [begin], TEMPERATURES, 7, stop, [seed], blank=lm.blank)
     for i, (thought, t) in enumerate(zip(thoughts, TEMPERATURES, strict=True)):
-        before = begin + thought + prompt.after(thought[-1], "Answer:")
+        before = begin + thought + prompt.forced(thought[-1], "Answer:")
         ((said,),) = language.sample(lm, [before], [t], 5, stop, [language.seed_of(seed, "answer", i)], blank=lm.blank)
         logp, _ = language.completion_logprobs(lm, [before], [[said]])
         nats, text = pytest.approx(logp.sum().item(), abs=1e-3), data.clean_answer(lm.decode(said))

@@ -33,10 +33,10 @@ def test_an_adapter_that_is_on_everywhere_reads_the_question_with_every_use(ever
     lm, pairs = trained.model, [("what is a", "b"), ("what is", "cat c")]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(everywhere / "adapter").eval()
     said = [lm.encode("a"), lm.encode("bb")]
-    asked = rl.ask(lm, trained.prompt, pairs, trained.config)
+    asked = rl.second_turns(lm, trained.prompt, pairs, trained.config)
     got = exact.log_policy(lm, asked, [0, 1], said, trained.config)
     for q, pair in enumerate(pairs):
-        before = sum(trained.prompt.confidence(*pair), [])
+        before = sum(trained.prompt.second_turn(*pair), [])
         for c, ids in enumerate(said):
             for model in (lm.model, theirs):
                 logp = model(input_ids=torch.tensor([before + ids])).logits[0, len(before) - 1 : -1].log_softmax(-1)

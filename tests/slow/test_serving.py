@@ -89,10 +89,11 @@ def base(tmp_path_factory):
         for i in range(12):
             answer, thought, confidence = told(i)
             thought = lm.proceed(thought)[:32]
-            context, turn = prompt.confidence(asked(i), answer)
+            context, turn = prompt.second_turn(asked(i), answer)
             number = lm.proceed(f" {confidence}%\n")
-            found.append((prompt.answer(asked(i)), lm.proceed(f" {answer}\n" if style == "fewshot" else f"{answer}\n")))
-            found.append((context + turn, thought + prompt.after(thought[-1], "Confidence:") + number))
+            reply = f" {answer}\n" if style == "fewshot" else f"{answer}\n"
+            found.append((prompt.first_turn(asked(i)), lm.proceed(reply)))
+            found.append((context + turn, thought + prompt.forced(thought[-1], "Confidence:") + number))
     adam = torch.optim.AdamW(lm.model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1, 0.05, 400)
     for _ in range(400):
@@ -167,12 +168,12 @@ def test_reflections_and_confidences_are_the_same_elsewhere(style, adapter, wher
     prompt, tokenizer, seen, means = ours.prompt, ours.model.tokenizer, [], []
     both = [lm.ask_all([asked(i) for i in range(6)]) for lm in (ours, calunc.CalibratedLM(folder))]
     for answer, mean in zip(*both, strict=True):
-        text = greedy(model, tokenizer, prompt.answer(asked(len(seen))), 16, "\n")
+        text = greedy(model, tokenizer, prompt.first_turn(asked(len(seen))), 16, "\n")
         assert tokenizer.decode(text, skip_special_tokens=True).strip() == answer.text
-        ids = sum(prompt.confidence(asked(len(seen)), answer.text), [])
+        ids = sum(prompt.second_turn(asked(len(seen)), answer.text), [])
         seen.append(greedy(theirs, tokenizer, ids, 32, "\n"))
         assert tokenizer.decode(seen[-1], skip_special_tokens=True).strip() == answer.reflection
-        ids += seen[-1] + prompt.after(seen[-1][-1], "Confidence:")
+        ids += seen[-1] + prompt.forced(seen[-1][-1], "Confidence:")
         number = tokenizer.decode(greedy(theirs, tokenizer, ids, 6, "\n%"))
         assert data.parse_confidence("Confidence:" + number) == answer.confidence
         means.append([expected(m, ids, *exact.numbers(ours.model, prompt.statement)) for m in (theirs, model)])
