@@ -1,6 +1,6 @@
-"""What the frozen model knows of its answer: a linear head on the hidden states where its confidence would come next.
+"""What else is there without training the model: a linear head on its frozen state, and the kind of the question.
 
-    python -m experiments.probes smollm2-told        once its questions are sampled; its report then has the rows
+    python -m experiments.probes smollm2-told        once its questions are sampled; its report then has the heads
 
     x    the states of the base model at the last token of the confidence turn, at a half, two thirds and five sixths of
          its depth, each of its d numbers standardised on the labelled questions
@@ -8,6 +8,9 @@
          the labelled questions by leave-one-out; alone, and with the log-odds of the sequence probability beside x
 
 Others train such a head instead of words: Azaria and Mitchell, arXiv 2304.13734; Kadavath et al., arXiv 2207.05221.
+
+    p = sigma(a log-odds + b_f)     Platt scaling of the sequence probability with an offset for each family f: what a
+                                    student can reach on a mixed test set that knows no more than the kind of question
 """
 
 import shlex
@@ -19,6 +22,7 @@ import torch
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
+import platt
 import rl
 import use
 from beyond.readouts import log_odds
@@ -63,6 +67,19 @@ def columns(targets, hidden):
     train, asked = part == "train", ~np.isin(part, ("platt", "train"))
     features = {"probe": hidden, "probe, told": np.hstack([hidden, free])}
     return {name: probed(x[train], target[train].astype(float), x[asked]) for name, x in features.items()}
+
+
+def with_family(labelled, asked):
+    """Confidences of rows of targets.jsonl; a family without labels has the average one's offset. N, M rows -> (M,)"""
+    names = sorted({row["family"] for row in labelled})
+    share = np.array([np.mean([row["family"] == name for row in labelled]) for name in names])
+
+    def features(rows):
+        of = np.array([[row["family"] == name for name in names] for row in rows], dtype=float)  # (N, families)
+        of[of.sum(1) == 0] = share
+        return np.hstack([log_odds([row["probability"] for row in rows])[:, None], of[:, 1:]])
+
+    return platt.fit(features(labelled), [row["correct"] for row in labelled]).predict(features(asked))
 
 
 def main(name):

@@ -16,8 +16,9 @@ import numpy as np
 
 from beyond import rewards
 from eval import interval, metrics, resampled, spearman, with_missing
-from experiments import pictures, primary
+from experiments import pictures, primary, probes
 from experiments.grid import slug
+from infra.files import LABELLED
 from infra.folder import Run
 from report.build import agreement, rl_steps
 from report.tables import METHODS, lines, number
@@ -32,7 +33,8 @@ DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman":
 CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
 BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
-PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of it and the sequence probability"}
+PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of it and the sequence probability",
+          "family, told": "Sequence probability and family, Platt"}  # fmt: skip
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 COSTS = {  # like the samples, or like the answer alone; all others are in the report of the run
     **dict.fromkeys(("consistency", "clusters", "samples", "all"), "target"),
@@ -48,8 +50,12 @@ def collect(table, root):
     cost = {arm: [run.read("report.json")["cost"] for run in of.values()] for arm, of in runs.items()}
     first, seed = next(iter(table.arms)), table.seeds[0]
     for s, of in rows[first].items():
-        if (probed := Run(root / f"samples-{s}")).path("probes.jsonl").exists():
-            rows[first][s] = [row | probe for row, probe in zip(of, probed.read("probes.jsonl"), strict=True)]
+        sampled = Run(root / f"samples-{s}")
+        labelled = [row for row in sampled.read("targets.jsonl") if row["part"] in LABELLED]
+        rows[first][s] = [row | {"family, told": float(p)}
+                          for row, p in zip(of, probes.with_family(labelled, of), strict=True)]  # fmt: skip
+        if sampled.path("probes.jsonl").exists():
+            rows[first][s] = [a | b for a, b in zip(rows[first][s], sampled.read("probes.jsonl"), strict=True)]
     methods = {(arm, field): f"{arm}, {kind}" for arm in table.arms for field, kind in TRAINED.items()}
     methods |= {(first, field): title for field, title in (METHODS | PROBES).items() if field not in TRAINED}
     for arm in table.arms:

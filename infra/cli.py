@@ -42,7 +42,7 @@ def parse(argv, about=None):
     parser.add_argument("--run", help="run folder that ask, predict, recalibrate and merge use (default: runs/toy)")
     parser.add_argument("--show-reflection", action="store_true", help="ask prints the reflection too")
     parser.add_argument("--recipe", choices=RECIPES, help="many settings at once, which other flags override; paper: "
-                        "all of the paper's; small: its method at the size of two CPU cores")  # fmt: skip
+                        "what the paper states, but for its judge; small: for two CPU cores")  # fmt: skip
     parser.add_argument("--print-settings", action="store_true", help="print every setting that changes a "
                         "result, and who chose it, and exit")  # fmt: skip
     parser.add_argument("--in", dest="input", help="JSONL file with a `question` per line, for `predict`; an `answer` "

@@ -11,11 +11,13 @@ SHOWN = {"ece": "ECE", "brier": "Brier score", "auroc": "AUROC"}
 
 def adapter(report):
     """-> README.md of the adapter's folder"""
-    where = {"turn": "on from the confidence turn on, and off while question and answer are read (an activated LoRA)",
-             "everywhere": "on for the whole confidence turn, and off while the model answers"}  # fmt: skip
-    return _card(report, "peft", f"The adapter is {where[report['config']['adapter']]}. `peft` loads this folder, so "
-                 "does `AutoModelForCausalLM`; that of a mixture of experts only if it is on everywhere. calunc also "
-                 "asks, answers and reads the number:\n\n"
+    where = {"turn": "on from the confidence turn on, and off while question and answer are read (an activated LoRA). "
+                     "`peft` loads this folder, but not that of a mixture of experts; `AutoModelForCausalLM` loads it "
+                     "and never switches it on",
+             "everywhere": "on for the whole confidence turn, and off while the model answers. `peft` loads this "
+                           "folder, so does `AutoModelForCausalLM`"}  # fmt: skip
+    return _card(report, "peft", f"The adapter is {where[report['config']['adapter']]}. calunc also asks, answers and "
+                 "reads the number:\n\n"
                  "```python\nfrom calunc import CalibratedLM\n\n"
                  'answer = CalibratedLM("runs/x").ask("What is the capital of Peru?")\n```')  # fmt: skip
 

@@ -239,16 +239,17 @@ Of {n} architectures and variants, {both} work with both [engines](cost.md#two-e
 {refused} are refused in one sentence before anything is written. More than 0.002 nats off, summed over a completion of
 up to 9 tokens: {wrong}.
 Each is a tiny model with random weights and a random LoRA. Its log-probabilities, sampled and scored, and their
-gradients are compared with forward passes of one row each, without cache, padding and mask. Prompts have 7 to 68
+gradients are compared with forward passes of one row each, without cache, padding and mask. Prompts have 13 to 66
 tokens and are read in three parts; windows have 8. A gradient's difference is relative to the largest one. Weights are
 much larger than usual, which enlarges rounding.
 
 The context is shorter than `max_position_embeddings` where numbers would depend on other rows of a batch: LongRoPE
 (Phi-3 and Phi-4-mini with 128k) ends at `original_max_position_embeddings`, Llama 4 at half of `floor_scale`, both
-4,096 tokens. Windows of more than 512 tokens are shortened while a model is checked. Experts that are fused into one
-tensor have no adapter, and neither have routers that are no plain linear map. In Zamba 2 and Nemotron-H the
-log-probabilities that sampling records differ by thousandths from those that are trained on; as their code reads, a
-step of one token leaves out a lower bound (`time_step_min`) that the scan of several has.
+4,096 tokens. Windows of more than 16 tokens (512, if the configuration does not list the types of its layers) are
+shortened while a model is checked. Experts that are fused into one tensor have no adapter, and neither have routers
+that are no plain linear map. In Zamba 2 and Nemotron-H the log-probabilities that sampling records differ by
+thousandths from those that are trained on; as their code reads, a step of one token leaves out a lower bound
+(`time_step_min`) that the scan of several has.
 """
 
 

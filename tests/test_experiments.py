@@ -16,7 +16,9 @@ from scipy.stats import norm, spearmanr
 import eval as ev
 import lm
 import lora
+import platt
 import rl
+from beyond.readouts import log_odds
 from data import Prompt
 from experiments import __main__ as main
 from experiments import controls, folds, grid, pictures, primary, probes, replication, scores, tables, thoughts
@@ -165,7 +167,7 @@ def runs(tmp_path):
             stated = [None if arm == "other" and i % 10 == 0 else c for i, c in enumerate(said.tolist())]
             run.write("predictions.jsonl", [
                 {"part": "test" if i < 100 else "unseen", "id": str(i), "family": "ab"[i % 2], "correct": y,
-                 "truth": t, "trained": s, "expected": e, "target": t, "base rate": 0.5,
+                 "truth": t, "probability": t, "trained": s, "expected": e, "target": t, "base rate": 0.5,
                  "untrained": 0.7 + 0.3 * t, "alone": 1 - 0.1 * t, "consistency, scaled": t, "p-true, scaled": t}
                 for i, (y, t, s, e) in enumerate(zip(correct, truth.tolist(), stated, said.tolist(), strict=True))
             ])  # fmt: skip
@@ -177,7 +179,31 @@ def runs(tmp_path):
             run.write("stages.json", {"train": {"seconds": 1.5, "tokens": 7, "files": {}}})
             run.write("environment.json", {"cores": 2, "machine": "x", "device": "cpu", "torch": "2"})
         shutil.copytree(run.folder, root / f"samples-{seed}")
+        labelled = [row | {"part": "train"} for row in run.read("predictions.jsonl")]
+        Run(root / f"samples-{seed}").write("targets.jsonl", labelled)
     return root
+
+
+def test_the_sequence_probability_with_an_offset_for_each_family():
+    """Known offsets come back; what maximises the likelihood has each family's mean target, and an unseen family the
+    average offset."""
+    rng = np.random.default_rng(0)
+    offset = {"a": -2.0, "b": 0.0, "c": 1.0}
+    rows = [{"family": f, "probability": p} for f, n in (("a", 3000), ("b", 1000), ("c", 1000)) for p in rng.random(n)]
+    truth = platt.sigmoid(np.array([0.8 * log_odds(r["probability"]) + offset[r["family"]] for r in rows]))
+    labelled = [row | {"correct": int(y)} for row, y in zip(rows, rng.random(5000) < truth, strict=True)]
+    right = sum(row["correct"] for row in labelled)
+    found, smooth = probes.with_family(labelled, rows), [1 / (5002 - right), (right + 1) / (right + 2)]
+    assert abs(found - truth).max() < 0.05
+    for f in offset:
+        p, y = zip(*((p, r["correct"]) for p, r in zip(found, labelled, strict=True) if r["family"] == f), strict=True)
+        assert np.mean(p) == pytest.approx(np.mean(np.array(smooth)[list(y)]), abs=1e-9)
+    (new,) = probes.with_family(labelled, [{"family": "new", "probability": 0.5}])
+    assert new == pytest.approx(platt.sigmoid(0.6 * -2.0 + 0.2 * 1.0), abs=0.03)
+    alone = [row | {"family": "a"} for row in labelled]
+    odds = log_odds([row["probability"] for row in alone])
+    one = platt.fit(odds, [row["correct"] for row in alone]).predict(odds)
+    np.testing.assert_allclose(probes.with_family(alone, alone), one, atol=1e-6)
 
 
 def test_probes_have_rows_of_their_own(runs):
@@ -203,9 +229,9 @@ def test_a_table_from_its_runs(runs):
     found, _ = tables.collect(TINY, runs)
     assert list(found) == ["test", "unseen"] and found["test"]["n"] == 100
     rows = found["test"]["rows"]
-    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 11
+    assert {"one, expected", "Teacher: samples, entropy, Platt", "Known probability"} < rows.keys() and len(rows) == 13
     assert rows["other, stated"]["malformed"] == pytest.approx(0.1) and rows["one, stated"]["malformed"] == 0
-    assert [row["tokens"] for row in rows.values()] == [4.5, 2, 4.5, 2, 3, 8, 5, 22, 22, 2, 2]  # none is unknown
+    assert [row["tokens"] for row in rows.values()] == [4.5, 2, 4.5, 2, 3, 8, 2, 5, 22, 22, 2, 2, 2]  # none is unknown
     near = rows["other, stated"]["agreement"]["target"]  # what bounds a student
     for i, seed in enumerate(TINY.seeds):
         of = map(itemgetter("trained", "correct", "target", "family"), asked(runs, "other", seed))

@@ -199,6 +199,7 @@ def test_the_tables_of_the_documents_are_those_of_the_reports_and_benchmarks():
     found = json.loads((ROOT / "results" / "bench.json").read_text(encoding="utf-8"))
     assert same_text((ROOT / "results" / "bench.md").read_text(encoding="utf-8"), bench.__main__.page(found))
     assert same_text(blocks("docs/cost.md")["bench:cost"], "\n".join([*found["prediction"], "", *found["check"]]))
+    assert same_text(blocks("docs/cost.md")["bench:recipe"], "\n".join(found["recipe"]))
 
 
 def quotable(name):
