@@ -160,7 +160,8 @@ TABLES = {
     "smollm2-controls": Table(
         "What the student of smollm2-told owes to what, with SmolLM2-135M and real questions",
         "Its questions, samples and runs of the first seed, and other arms with as many updates on as many questions.",
-        SMOLLM2_TOLD_ARMS | SMOLLM2_CONTROLS, (1,), ("exact gradient, told",), SMOLLM2_TOLD, programs={
+        SMOLLM2_TOLD_ARMS | SMOLLM2_CONTROLS, (1,), ("exact gradient, told", f"{PAPER}, told", PAPER), SMOLLM2_TOLD,
+        programs={
             "a better teacher, told": "experiments.controls teacher",
             "told, and nothing else": "experiments.controls told",
             "shuffled targets, told": "experiments.controls shuffled",
