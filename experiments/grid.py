@@ -130,12 +130,17 @@ SMOLLM2_TOLD_ARMS = {
     # added after its seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, expected: the mean ECE at most
     # 0.045, the Brier score below the teacher's, ties with the exact gradient in Brier score and AUROC
     "supervised on the target, told": f"{TELL} {SUPERVISED}",
+    # added after its seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, expected: an AUROC 0.03 to 0.08
+    # above the exact gradient's, not told; ties in AUROC with the exact gradient, told, on test questions and unseen
+    # sets; a mean ECE above 0.07
+    BRIER: "--reward brier",
 }
 SMOLLM2_CONTROLS = {
     f"{PAPER}, told": TELL,
     PAPER: "",
     f"{BRIER}, told": f"{TELL} --reward brier",
-    BRIER: "--reward brier",
+    # predicted: as good as its rollouts, an AUROC of 0.84 to 0.87 expected, so that the label is what matters
+    "exact gradient, Brier reward": "--gradient exact --reward brier",
     "supervised on the target": SUPERVISED,
     "a better teacher, told": TELL_EXACT,
     "told, and nothing else": TELL_EXACT,
@@ -160,8 +165,8 @@ TABLES = {
     "smollm2-controls": Table(
         "What the student of smollm2-told owes to what, with SmolLM2-135M and real questions",
         "Its questions, samples and runs of the first seed, and other arms with as many updates on as many questions.",
-        SMOLLM2_TOLD_ARMS | SMOLLM2_CONTROLS, (1,), ("exact gradient, told", f"{PAPER}, told", PAPER), SMOLLM2_TOLD,
-        programs={
+        SMOLLM2_TOLD_ARMS | SMOLLM2_CONTROLS, (1,), ("exact gradient, told", f"{PAPER}, told", PAPER, BRIER),
+        SMOLLM2_TOLD, programs={
             "a better teacher, told": "experiments.controls teacher",
             "told, and nothing else": "experiments.controls told",
             "shuffled targets, told": "experiments.controls shuffled",
