@@ -154,8 +154,9 @@ def train(config, run, model, prompt):
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
     warn()
-    if log and "reward" in log[-1] and log[-1]["tokens"] and first():
-        each = log[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
+    steps = build.rl_steps(log)
+    if steps and steps[-1]["tokens"] and first():
+        each = steps[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))
         print(f"training: {each:.1f} sampled tokens in each rollout of the last step")
     _, turn = prompt.second_turn("", "", "", 0)  # the same for every question
     if first():

@@ -16,6 +16,7 @@ import calunc
 import data
 import platt
 from beyond.readouts import FEATURES
+from infra.files import LABELLED
 
 
 def shuffled(rows, config):
@@ -29,7 +30,7 @@ def shuffled(rows, config):
 
 def teacher(rows, config):
     """targets.jsonl with cross-fitted targets of three scores instead of one, as calunc.calibrate makes them."""
-    labelled = [row for row in rows if row["part"] in ("platt", "train")]
+    labelled = [row for row in rows if row["part"] in LABELLED]
     own = [row["part"] == "platt" for row in labelled]
     fold = np.where(own, -1, np.arange(len(labelled)) % config.folds)
     correct = np.array([row["correct"] for row in labelled])
@@ -49,9 +50,9 @@ def with_targets(train, change, config, run, model, prompt):
         del run.read
 
 
-def told(confidence):
+def told(second_turn):
     """Prompt.second_turn of a question and an answer that are hidden."""
-    return lambda prompt, _question, _answer, *more: confidence(prompt, "?", "?", *more)
+    return lambda prompt, _question, _answer, *more: second_turn(prompt, "?", "?", *more)
 
 
 if __name__ == "__main__":

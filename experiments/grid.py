@@ -98,21 +98,20 @@ TOLD = {
 }
 GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continents calling_codes domains".split())
 UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
-REAL = f"{MODEL} --dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN}"
+REAL = f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN}"
 SMOLLM2 = (
-    f"{REAL} --platt-questions 300 --train-questions 3600 --test-questions 1100 --ood-questions 400 "
+    f"{MODEL} {REAL} --platt-questions 300 --train-questions 3600 --test-questions 1100 --ood-questions 400 "
     "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
 
 SMOLLM2_REFLECTING = (
-    f"{REAL} --platt-questions 300 --train-questions 1000 --test-questions 500 --ood-questions 150 "
+    f"{MODEL} {REAL} --platt-questions 300 --train-questions 1000 --test-questions 500 --ood-questions 150 "
     "--questions 12 --rollouts 8 --reflection 16 --lr 1e-3"
 )
 
 KINDS = "antonyms calendar categories definitions letters roman translation".split()
 WIDE = (
-    f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl --ood {UNSEEN},"
-    f"{','.join(f'facts/unseen/{kind}.jsonl' for kind in KINDS)} "
+    f"{REAL},{','.join(f'facts/unseen/{kind}.jsonl' for kind in KINDS)} "
     "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 )
 SMOLLM2_TOLD = (

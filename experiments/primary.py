@@ -66,15 +66,14 @@ def compare(comparisons, found, draws, shared):
             if part in shared:
                 pick[:] = pick[0]
             drawn.append(np.take_along_axis(of[0] - of[1], pick, 1))
-        if not parts:
-            out.append({"one": one, "other": other, "where": where, "metric": metric, "parts": 0,
-                        "difference": np.nan, "interval": (np.nan, np.nan), "p": 1.0})  # fmt: skip
-            continue
-        d = np.nanmean(drawn, axis=0)  # (S, R); a resample of one class has no AUROC
-        d = np.take_along_axis(d, rng.integers(seeds, size=(seeds, resamples)), 0).mean(0)
-        p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (resamples + 1))
-        out.append({"one": one, "other": other, "where": where, "metric": metric, "parts": len(parts),
-                    "difference": float(np.mean(points)), "interval": interval(d), "p": p})  # fmt: skip
+        row = {"one": one, "other": other, "where": where, "metric": metric, "parts": len(parts),
+               "difference": np.nan, "interval": (np.nan, np.nan), "p": 1.0}  # fmt: skip
+        if parts:
+            d = np.nanmean(drawn, axis=0)  # (S, R); a resample of one class has no AUROC
+            d = np.take_along_axis(d, rng.integers(seeds, size=(seeds, resamples)), 0).mean(0)
+            p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (resamples + 1))
+            row |= {"difference": float(np.mean(points)), "interval": interval(d), "p": p}
+        out.append(row)
     for row, adjusted in zip(out, holm([row["p"] for row in out]), strict=True):
         row["holm"] = float(adjusted)
     return out

@@ -28,6 +28,7 @@ import use
 from beyond.readouts import log_odds
 from experiments.grid import TABLES
 from infra import cli, setup
+from infra.files import LABELLED
 from infra.folder import Run
 
 STRENGTHS = np.logspace(1, 5, 9)
@@ -64,7 +65,7 @@ def columns(targets, hidden):
     """The confidences of the held-out questions. -> {field: (M,)}"""
     part, target = (np.array([row[name] for row in targets]) for name in ("part", "target"))
     free = log_odds([row["probability"] for row in targets])[:, None]
-    train, asked = part == "train", ~np.isin(part, ("platt", "train"))
+    train, asked = part == "train", ~np.isin(part, LABELLED)
     features = {"probe": hidden, "probe, told": np.hstack([hidden, free])}
     return {name: probed(x[train], target[train].astype(float), x[asked]) for name, x in features.items()}
 
@@ -92,7 +93,7 @@ def main(name):
     for run in runs.values():
         samples, targets = run.read("samples.jsonl"), run.read("targets.jsonl")
         found = columns(targets, np.stack([hidden[row["question"]] for row in samples]))
-        held_out = [row for row in targets if row["part"] not in ("platt", "train")]
+        held_out = [row for row in targets if row["part"] not in LABELLED]
         rows = [{"part": row["part"], "id": row["id"]} for row in held_out]
         rows = [row | {field: float(of[i]) for field, of in found.items()} for i, row in enumerate(rows)]
         run.write("probes.jsonl", rows)

@@ -20,11 +20,11 @@ from lora import adapter
 WORDS = "red red red red"  # as many as the toy model reflects in
 
 
-def constant(confidence):
+def constant(second_turn):
     """Prompt.second_turn, with a reflection that is part of what is asked."""
 
     def asked(prompt, *pair):
-        context, turn = confidence(prompt, *pair)
+        context, turn = second_turn(prompt, *pair)
         return context, prompt.lm.proceed(f"\nReflection: {WORDS}") + turn
 
     return asked
