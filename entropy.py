@@ -23,7 +23,6 @@ answers, because each sample already counts once per draw.
 import numpy as np
 
 KERNELS = ("rbf", "cosine")
-CHUNK = 2**18  # numbers at a time
 
 
 def gram(embeddings, kernel="rbf", gamma=1.0):
@@ -55,16 +54,6 @@ def gram(embeddings, kernel="rbf", gamma=1.0):
     i = np.arange(e.shape[-2])
     k[..., i, i] = 1.0  # exactly, not up to rounding
     return k
-
-
-def grams(embeddings, kernel="rbf", gamma=1.0):
-    """gram(...) of many questions. (N, n, d) -> (N, n, n) float64; N at least 1.
-
-    It works in chunks that fit a processor's cache, which takes less memory than the embeddings and is several times as
-    fast. Raises ValueError as `gram` does.
-    """
-    rows = max(1, CHUNK // (np.size(embeddings[0]) or 1))
-    return np.concatenate([gram(embeddings[i : i + rows], kernel, gamma) for i in range(0, len(embeddings), rows)])
 
 
 def von_neumann(gram):

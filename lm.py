@@ -124,7 +124,7 @@ def read(lm, prompts):
 
 @equal_widths
 def read_on(lm, before, rows, prompts):
-    """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read. -> Read
+    """Read longer prompts: prompts[i] begins with what row rows[i] of `before` has read, and has more. -> Read
 
     Every row is fed T tokens, as many as the longest has new. A row with fewer new ones is padded on the left, and its
     old cache is shifted right, over the padding, so that its real tokens stay together.
@@ -132,14 +132,10 @@ def read_on(lm, before, rows, prompts):
     check_context(lm, prompts)
     new = [p[len(before.prompts[r]) :] for p, r in zip(prompts, rows, strict=True)]
     columns, width = before.cache.get_seq_length(), max(map(len, new))
-    if not width:
-        return before.some(rows)
     shift = torch.tensor([width - len(x) for x in new], device=lm.device)
     cache = fork(before.cache, torch.tensor(rows, device=lm.device), shift if shift.any() else None)
     ids = torch.tensor([[0] * (width - len(x)) + x for x in new], device=lm.device)  # (R, T)
     last = lm.forward(ids, real(prompts, columns + width, 0, lm.device), cache, tail=1)[:, 0]
-    if not all(new):  # a row without new tokens ends as before
-        last = torch.where((shift < width)[:, None], last, before.last[rows])
     return Read(prompts, cache, last)
 
 

@@ -153,7 +153,7 @@ def scores(embedder, rows, config):
     """How far the samples disagree, and with the answer. N rows of samples.jsonl -> N dicts"""
     texts = [text for row in rows for text in (row["answer"], *row["samples"])]
     embeddings = lm.embed(embedder, texts).reshape(len(rows), 1 + config.samples, -1)  # (N, 1 + n, d)
-    gram = entropy.grams(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
+    gram = entropy.gram(embeddings, config.kernel, config.gamma)  # (N, 1 + n, 1 + n)
     found = zip(rows, gram, entropy.von_neumann(gram[:, 1:, 1:]).tolist(), strict=True)  # of the samples, (N,)
     return [{"entropy": h, "similarity": float(k[0, 1:].mean()), **baselines.free(row, k[1:, 1:])}
             for row, k, h in found]  # fmt: skip

@@ -31,7 +31,7 @@ def entropies():
         found["loop"] = np.array([scipy.special.entr(np.clip(scipy.linalg.eigvalsh(r), 0, None)).sum() for r in rho])
 
     def ours():
-        found["ours"] = entropy.von_neumann(entropy.grams(embeddings))
+        found["ours"] = entropy.von_neumann(entropy.gram(embeddings))
 
     seconds = take_turns({"definition": definition, "loop": loop, "ours": ours})
     rows = []

@@ -235,7 +235,7 @@ def using():
 
     def entropies(samples):
         said = [data.clean_answer(model.decode(c)) for c in samples]
-        entropy.von_neumann(entropy.grams(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1)))
+        entropy.von_neumann(entropy.gram(lm.embed(embedder, said).reshape(len(texts), SAMPLES, -1)))
 
     def teacher():
         drawn = answers([0.0] + [1.0] * SAMPLES)

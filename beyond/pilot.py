@@ -82,7 +82,7 @@ def tried_on(questions, config, model, prompt, embedder=None):
         grader = "contains" if config.grader == "contains" else "exact"
         right = [grade(r[0].text, q.answers, grader) for r, q in zip(replies, questions, strict=True)]
         embeddings = lm.embed(embedder, [s.text for _, *samples in replies for s in samples])
-        gram = entropy.grams(embeddings.reshape(len(questions), n, -1), config.kernel, config.gamma)  # (N, n, n)
+        gram = entropy.gram(embeddings.reshape(len(questions), n, -1), config.kernel, config.gamma)  # (N, n, n)
         sure = np.exp(-entropy.von_neumann(gram))  # (N,), in the order of -H
         figures |= {"auroc": eval.auroc(sure, right), "accuracy": float(np.mean(right))}
     return figures, [answer for answer, *_ in replies]

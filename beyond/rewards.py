@@ -40,15 +40,10 @@ def trl_reward(completions, target, **_):
 
 def chosen(config):
     """--reward as a function (stated confidence or None, rl.Item) -> float."""
-
-    def reward(confidence, item):
-        if config.reward == "brier":
-            return brier_reward(confidence, item.correct)
-        if config.reward == "log":
-            return log_reward(confidence, item.correct)
-        calibrated = calibration_reward(confidence, item.target, config.tolerance)
-        if config.reward == "calibrated":
-            return calibrated
-        return config.alpha * calibrated + (1 - config.alpha) * brier_reward(confidence, item.correct)
-
-    return reward
+    ways = {
+        "calibrated": lambda c, x: calibration_reward(c, x.target, config.tolerance),
+        "brier": lambda c, x: brier_reward(c, x.correct),
+        "log": lambda c, x: log_reward(c, x.correct),
+        "hybrid": lambda c, x: config.alpha * ways["calibrated"](c, x) + (1 - config.alpha) * ways["brier"](c, x),
+    }
+    return ways[config.reward]

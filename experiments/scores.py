@@ -17,7 +17,7 @@ import lm
 import platt
 from beyond import baselines
 from beyond.readouts import log_odds
-from entropy import grams, von_neumann
+from entropy import gram, von_neumann
 from eval import metrics
 from infra.folder import Run
 from infra.grading import grade
@@ -78,10 +78,10 @@ class Samples:
 def counts(samples):
     """-> {n: the mean entropy in nats, plug-in and jackknife, and the metrics of both}"""
     kernel, gamma = samples.config.kernel, samples.config.gamma
-    gram = grams(samples.embeddings, kernel, gamma)  # (N, n, n)
+    every = gram(samples.embeddings, kernel, gamma)  # (N, n, n)
     found = {}
-    for n in (n for n in COUNTS if n <= gram.shape[1]):
-        k = gram[:, :n, :n]
+    for n in (n for n in COUNTS if n <= every.shape[1]):
+        k = every[:, :n, :n]
         plug_in = von_neumann(k)
         left = [von_neumann(np.delete(np.delete(k, i, 1), i, 2)) for i in range(n)]
         jackknife = n * plug_in - (n - 1) * np.mean(left, axis=0)
@@ -99,7 +99,7 @@ def limit(samples):
         return None
     chance = np.array([list(r["truth"].values()) for r in rows])  # (N, 4)
     embeddings = samples.embed([answer for r in rows for answer in r["truth"]]).reshape(*chance.shape, -1)
-    k = grams(embeddings, samples.config.kernel, samples.config.gamma)
+    k = gram(embeddings, samples.config.kernel, samples.config.gamma)
     rho = np.sqrt(chance[:, :, None] * chance[:, None, :]) * k  # the same eigenvalues as the sum of p |e><e|
     lam = np.clip(np.linalg.eigvalsh(rho), 1e-300, 1)
     return float(-(lam * np.log(lam)).sum(1).mean())
@@ -110,13 +110,13 @@ def kernels(samples, n=10):
     found, few = {}, samples.embeddings[:, :n]
     for kernel, gamma in KERNELS:
         name = f"rbf, γ = {gamma:g}" if kernel == "rbf" else kernel
-        found[name] = samples.score(von_neumann(grams(few, kernel, gamma)))
+        found[name] = samples.score(von_neumann(gram(few, kernel, gamma)))
     return found
 
 
 def calibrators(samples, n=10):
     """-> {score: {calibrator: metrics}}. Platt and temperature scaling take the log-odds of what is a probability."""
-    few = grams(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
+    few = gram(samples.embeddings[:, :n], samples.config.kernel, samples.config.gamma)
     entropy = von_neumann(few)
     likely = np.array([np.exp(r["answer_logprob"] / r["answer_tokens"]) for r in samples.rows])
     agree = np.array([baselines.self_consistency(r["answer"], r["samples"][:n]) for r in samples.rows])
