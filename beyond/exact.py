@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 
 from infra import parallel
-from infra.loop import correlation, sampled
+from infra.loop import correlation, micro_batches, sampled
 from lm import stop_ids
 from lora import adapter
 from rl import group_advantages, kl_to_reference, policy_loss, rollout, scorer
@@ -107,17 +107,20 @@ def supervised_step(lm, prompt, asked, chosen, seeds, optimizer, config):
     """
     end = "" if "%" in prompt.statement.stop else "\n"
     texts = [lm.proceed(f" {prompt.statement.write(round(20 * x.target) / 20)}{end}") for x in chosen]
-    mine, said = parallel.share(texts), []
-    with optimizer.autocast():
-        if prompt.reflection:
-            with adapter(lm, False):
-                said = rollout(lm, prompt, asked, 1, config.rollout_temperature, seeds)
-            asked = asked.after(said)
-        score = scorer(lm, max(map(len, texts)), config)
-        logp, mask = score(asked, list(range(len(mine))), [[text] for text in mine], 1.0)
-    loss = -(logp * mask).sum() / sum(map(len, texts))
-    optimizer.backward(loss)
-    return {**parallel.totals(supervised_loss=loss.item(), tokens=sampled(said)), "grad_norm": optimizer.step()}
+    mine, said, total = parallel.share(texts), [], 0.0
+    if prompt.reflection:
+        with optimizer.autocast(), adapter(lm, False):
+            said = rollout(lm, prompt, asked, 1, config.rollout_temperature, seeds)
+        asked = asked.after(said)
+    score, few = scorer(lm, max(map(len, texts)), config), 0 if asked.frozen else 4  # as in rl.train
+    for part in micro_batches([[text] for text in mine], lm.chunk, config.micro_batch or few):
+        rows = [i for i, _ in part]
+        with optimizer.autocast():
+            logp, mask = score(asked, rows, [[mine[i]] for i in rows], 1.0)
+        loss = -(logp * mask).sum() / sum(map(len, texts))
+        optimizer.backward(loss)
+        total += loss.item()
+    return {**parallel.totals(supervised_loss=total, tokens=sampled(said)), "grad_norm": optimizer.step()}
 
 
 def update(lm, asked, batch, rewards, said, config, optimizer):

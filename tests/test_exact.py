@@ -326,7 +326,7 @@ def test_a_tokenizer_without_numbers_has_no_exact_gradient(world):
 def test_warm_up(digits, form, texts, reflection):
     """To the nearest multiple of five. The base model reflects, the adapter reads it, and the loss per token is that of
     the number alone; by plain passes."""
-    (lm, asked), config, seeds = digits, Config(amp="off", rollout_temperature=1.2), [1, 2, 3]
+    (lm, asked), config, seeds = digits, Config(amp="off", rollout_temperature=1.2, micro_batch=2), [1, 2, 3]
     prompt = SimpleNamespace(reflection=reflection, statement=form, forced=lambda last, label: [33])
     with adapter(lm, False):
         batch = rl.rollout(lm, prompt, asked, 1, 1.2, seeds)
@@ -334,9 +334,12 @@ def test_warm_up(digits, form, texts, reflection):
     logp = []
     for context, (r,), ids in zip(CONTEXTS, batch, map(lm.encode, texts), strict=True):
         logp.append(plain_logp(lm, context, TURN + r.reflection + r.forced + ids, 1.0)[-len(ids) :])
-    items, optimizer = [Item("", "", p, 1) for p in (0.73, 0.08, 1.0)], Recorder(lm, config)
+    items, optimizer, parts = [Item("", "", p, 1) for p in (0.73, 0.08, 1.0)], Recorder(lm, config), []
+    backward = optimizer.backward
+    optimizer.backward = lambda loss: parts.append(loss.item()) or backward(loss)
     want = gradient_of(lm, loss := -torch.cat(logp).mean())
     found = exact.supervised_step(lm, prompt, asked, items, seeds, optimizer, config)
+    assert len(parts) == 2  # of two questions, and of one
     assert (found.pop("tokens") > 0) == (prompt.reflection > 0)
     assert close(torch.cat([g.flatten() for g in optimizer.gradients]), want)
     assert found == pytest.approx({"supervised_loss": loss.item(), "grad_norm": want.norm().item()}, rel=1e-3)
