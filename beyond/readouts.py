@@ -17,7 +17,7 @@ answers above t are wrong, for questions like these, and if fewer are wrong the 
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
+from math import log, log1p
 
 import numpy as np
 import torch
@@ -61,18 +61,28 @@ def scaler(feature, labelled):
 
 
 def log_probabilities(lm, prompt, questions, answers):
-    """Answers from elsewhere, as if given at once, each with its likeliest end. -> tokens and nats of Q
+    """Answers from elsewhere, as if given at once, each as it is likeliest to be written. -> tokens and nats of Q
 
     Raises ValueError where the tokenizer has nothing that ends an answer.
     """
-    ends = sorted({i for end in ("\n", "\n\n") for i in lm.proceed(end)[:1]} | stop_ids(lm, ""))  # some drop "\n"
-    if not ends:
-        raise ValueError(f"the tokenizer of {lm.name} has neither an end of a line nor of a text")
-    ids = [lm.proceed(" " * (prompt.style == "fewshot") + lm.plain(text)) for text in answers]
-    every, prompts = [[[*x, end] for end in ends] for x in ids], [prompt.first_turn(q) for q in questions]
+    every, prompts = [written(lm, lm.plain(text)) for text in answers], [prompt.first_turn(q) for q in questions]
     with torch.no_grad(), adapter(lm, False):
-        logp, _ = lm.engine(max(map(len, ids)) + 1).completion_logprobs(lm, prompts, every)
-    return list(zip((len(x) + 1 for x in ids), logp.sum(1).view(len(ids), -1).amax(1).tolist(), strict=True))
+        logp, _ = lm.engine(max(len(x) for way in every for x in way)).completion_logprobs(lm, prompts, every)
+    nats = [of.tolist() for of in logp.sum(1).split([len(way) for way in every])]
+    best = [max(range(len(of)), key=of.__getitem__) for of in nats]
+    return [(len(way[i]), of[i]) for way, of, i in zip(every, nats, best, strict=True)]
+
+
+def written(lm, text):
+    """An answer with or without a blank before it and with each end, which may be one token with a full stop: ids"""
+    found, line_end = [], stop_ids(lm, "\n")
+    for blank in (" ", ""):
+        for ids in (lm.proceed(blank + text + end) for end in ("\n", "\n\n")):  # some tokenizers drop both
+            found += [ids[: i + 1] for i, token in enumerate(ids) if token in line_end][:1]
+        found += [[*lm.proceed(blank + text), end] for end in sorted(stop_ids(lm, ""))]
+    if not found:
+        raise ValueError(f"the tokenizer of {lm.name} has neither an end of a line nor of a text")
+    return [list(ids) for ids in dict.fromkeys(map(tuple, found))]
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def threshold(confidence, correct, max_error, delta=DELTA):
         raise ValueError(f"an error of {max_error} cannot be promised: it must be between 0 and 1")
     pairs = sorted(((c, y) for c, y in zip(confidence, correct, strict=True) if c is not None), reverse=True)
     right, found = 0, None
-    least = max(FEW, log(delta) / log(1 - max_error))  # with fewer answers not even 0 errors would pass
+    least = max(FEW, log(delta) / log1p(-max_error))  # with fewer answers not even 0 errors would pass
     for n, (t, y) in enumerate(pairs, 1):
         right += y
         if n < least or n < len(pairs) and pairs[n][0] == t:
