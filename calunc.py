@@ -137,23 +137,17 @@ def train(config, run, model, prompt):
     items = [rl.Item(s["question"], s["answer"], t["target"], t["correct"], s["thought"], t["probability"])
              for s, t in pairs if s["part"] == "train"]  # fmt: skip
     lora.add_lora(model, config.rank, alpha=2 * config.rank, seed=config.seed, dropout=config.dropout)
-    log, said = [], set()
+    log = []
     run.write("metrics.jsonl", log)  # also where there are no steps
 
     def on_step(record):
         log.append(record)
         run.append("metrics.jsonl", record)
-        if len(log) % 20 == 0:
-            warn()
-
-    def warn():
-        for sentence in set(build.troubles(log)) - said if first() else ():
-            said.add(sentence)
-            progress.Bar.write(f"warning: training: {sentence}", file=sys.stderr)
 
     reward, saved = rewards.chosen(config), run.unfinished("train", config, "checkpoint")
     rl.train(model, prompt, items, config, reward, on_step, saved, exact.instead(model, prompt, config, reward))
-    warn()
+    for sentence in build.troubles(log) if first() else ():
+        print(f"warning: training: {sentence}", file=sys.stderr)
     steps = build.rl_steps(log)
     if steps and steps[-1]["tokens"] and first():
         each = steps[-1]["tokens"] / (config.rollouts * min(config.questions, len(items)))

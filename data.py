@@ -34,6 +34,11 @@ class Question:
     source: str = ""
     truth: dict[str, float] | None = field(default=None, hash=False)
 
+    @property
+    def words(self):
+        """The question as prompts have it: on one line."""
+        return " ".join(self.question.split())
+
 
 # ---- where questions come from ----------------------------------------------------------------------------------
 
@@ -76,8 +81,8 @@ def load(name, held_out=False):
         if part and parts.count(part) > 1:
             raise ValueError(f"{part} is named twice")
         for q in _load_one(part, held_out):
-            once = questions.setdefault(q.question, replace(q, source=part))  # twice, it could be in two parts
-            questions[q.question] = replace(once, answers=tuple(dict.fromkeys([*once.answers, *q.answers])))
+            once = questions.setdefault(q.words, replace(q, source=part))  # twice, it could be in two parts
+            questions[q.words] = replace(once, answers=tuple(dict.fromkeys([*once.answers, *q.answers])))
     ids = Counter(q.id for q in questions.values())  # of several files
     return [q if ids[q.id] == 1 else replace(q, id=f"{q.source}: {q.id}") for q in questions.values()]
 

@@ -29,7 +29,7 @@ BATCH = 32
 def graded(config, run, rows, model):
     """Rows of samples.jsonl -> N labels, 1 for a right answer, 0 for a wrong one. A judge is loaded as `model` is."""
     if config.grader == "file":
-        return labels(config, [row["id"] for row in rows])
+        return labels(config, {row["id"]: row["answer"] for row in rows})
     found = [grade(row["answer"], row["answers"], config.grader) for row in rows]
     if config.grader == "judge":
         wrong = [row for row, right in zip(rows, found, strict=True) if not right and row["answer"]]
@@ -38,19 +38,23 @@ def graded(config, run, rows, model):
     return found
 
 
-def labels(config, ids):
-    """JSONL of `id` and `correct` -> the labels of N questions. Raises ValueError with file and line."""
+def labels(config, said):
+    """JSONL of `id` and `correct` -> the labels of N questions. said: {id: the answer of this run, or None before it}.
+
+    Raises ValueError with file and line, also where the `answer` beside a label is another one.
+    """
     found = {}
-    if len(set(ids)) < len(ids):
-        raise ValueError("two questions of this run have the same id, so that labels cannot tell them apart")
     for where, row in read_rows(config.labels):
         if "id" not in row or row.get("correct") not in (0, 1) or str(row["id"]) in found:
             raise ValueError(f"{where}: needs an `id` of its own and `correct`, 0 or 1")
         found[str(row["id"])] = int(row["correct"])
-    missing = [i for i in ids if i not in found]
+        own, labelled = said.get(str(row["id"])), row.get("answer")
+        if None not in (own, labelled) and own != labelled:
+            raise ValueError(f"{where}: labels the answer {labelled!r}, and this run answered {own!r}")
+    missing = [i for i in said if i not in found]
     if missing:
-        raise ValueError(f"{config.labels} lacks {len(missing)} of {len(ids)} labels, as that of {missing[0]}")
-    return [found[i] for i in ids]
+        raise ValueError(f"{config.labels} lacks {len(missing)} of {len(said)} labels, as that of {missing[0]}")
+    return [found[i] for i in said]
 
 
 def key_of(row):

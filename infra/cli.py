@@ -8,12 +8,12 @@ import re
 import shlex
 import signal
 import sys
-import traceback
 from dataclasses import fields
 from pathlib import Path
 
 from infra.files import first, names, nearest
 from infra.folder import STAGES, Run
+from infra.hub import HUB
 from settings import PAPER, RECIPES, TOY, Config, check, option, usual
 
 USES = {  # what a command needs and what it may have, beside settings that change no result
@@ -73,8 +73,14 @@ def parse(argv, about=None):
     args.given = recipe | args.given
     for name in {"model", "embedder", "judge", "labels", "dataset", "ood"} & args.given.keys():  # one spelling
         words = names(args.given[name]) if name in ("dataset", "ood") else [args.given[name].strip()]
-        args.given[name] = ",".join(os.path.normpath(word) if os.path.exists(word) else word for word in words)
+        args.given[name] = ",".join(map(spelled, words))
     return args, Config(**(usual(args.given.get("model", "toy")) | args.given))
+
+
+def spelled(word):
+    """One spelling of a path that is there; ./toy stays, since toy is the built-in world."""
+    path = os.path.normpath(word)
+    return path if os.path.exists(word) and path not in ("toy", "self", "facts", *HUB) else word
 
 
 def check_arguments(args):
@@ -83,6 +89,8 @@ def check_arguments(args):
     must, may = USES.get(args.command, ((), ("out",)))
     for name, shown in SHOWN.items():
         value = getattr(args, name, None)
+        if isinstance(value, str) and not value.strip():  # as an unset variable of a shell is
+            raise ValueError(f"{shown} is empty")
         there = bool(value) or name == "max_error" and value == 0
         if there and name not in (*must, *may, "run" if uses else "", "labels"):
             given, folder = "" if value is True else f" ({value!r})", "--run" if uses else "--out"
@@ -95,15 +103,17 @@ def check_arguments(args):
 
 def start(about):
     """Read the flags before torch is imported, which takes seconds: --help should not. Ctrl-C ends the call at once."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(_stopped()))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_stopped(sys.argv)))
     parse(sys.argv[1:], about)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not first():
         os.environ["TQDM_DISABLE"] = "1"  # which is read on import
 
 
-def _stopped():
-    print("stopped: what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
+def _stopped(argv):
+    kept = "what is finished is kept, and the same command goes on from there"
+    kept = "nothing was written" if USES.keys() & {*argv} else kept
+    print(f"stopped: {kept}", file=sys.stderr, flush=True)
     return 130  # as shells have it: 128 + SIGINT
 
 
@@ -112,22 +122,21 @@ def in_one_sentence(main):
 
     @functools.wraps(main)
     def guarded(argv=None):
+        argv = sys.argv[1:] if argv is None else argv
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for stream in (sys.stdout, sys.stderr):  # of a terminal that has no σ
+            getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
         try:
-            main(sys.argv[1:] if argv is None else argv)
+            main(argv)
             return 0
-        except KeyboardInterrupt as error:
-            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # a bar that is half made would complain
-            traceback.clear_frames(error.__traceback__)
-            sys.unraisablehook = hook
-            return _stopped()
+        except KeyboardInterrupt:
+            return _stopped(argv)
         except (ValueError, OSError) as error:
             sentence = str(error)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
                 raise
-            sentence = ("out of memory: try a smaller --sample-batch or --micro-batch, or --recompute on; what is "
-                        "finished is kept")  # fmt: skip
+            sentence = "out of memory: try a smaller --sample-batch or --micro-batch, or --recompute on"
         print(f"error: {sentence}", file=sys.stderr)
         return 2
 
@@ -154,8 +163,8 @@ def plan(args, config):
     if changed or run.stages().keys() & set(todo):
         why = f"with another {', '.join(map(option, changed))}" if changed else "because a model or a file changed"
         print(f"{', '.join(todo)}: done again, {why}; this replaces what {run.folder} has of them")
-    if not todo and not run.path("config.json").exists():
-        run.write_config(config)
+    if not todo:
+        run.keep(config, args.given)
     return run, todo
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lora
 from beyond import graders, readouts
@@ -48,12 +49,15 @@ def predict(args):
 def recalibrate(args):
     """Refit a readout to labelled questions of another kind; the fit is kept in the run folder under a name."""
     path = args.given.pop("labels")
-    asked, name = read_questions(path), args.fit or Path(path).stem
+    asked, name, seen = read_questions(path), args.fit or Path(path).stem, set()
     for where, row in asked:
-        accepted = row.get("answers")
-        listed = isinstance(accepted, list) and accepted and all(isinstance(a, str) for a in accepted)
-        if row.get("correct") not in (0, 1) and (not listed or "correct" in row):
+        accepted, label = row.get("answers"), row.setdefault("correct", None)
+        listed = isinstance(accepted, list) and accepted and all(isinstance(a, str) and a.strip() for a in accepted)
+        if label not in (0, 1) and (label is not None or not listed):
             raise ValueError(f"{where}: needs `answers`, a list of accepted ones, or `correct`, 0 or 1")
+        if (one := (" ".join(row["question"].split()), str(row.get("answer")))) in seen:  # labels must be independent
+            raise ValueError(f"{where}: this question, with this answer, was there before")
+        seen.add(one)
     model = CalibratedLM(args.run, **args.given)
     config, run = model.config, model.run
     before = setup.fits(run)
@@ -62,22 +66,31 @@ def recalibrate(args):
     found = _answers(model, asked)
     rows = [row | {"answer": a.text} for (_, row), a in zip(asked, found, strict=True)]
     grader = replace(config, grader="exact") if config.grader == "file" else config
-    graded = iter(graders.graded(grader, run, [row for row in rows if "correct" not in row], model.model))
-    correct = [int(row["correct"] if "correct" in row else next(graded)) for row in rows]
+    unlabelled = [row for row in rows if row["correct"] is None]
+    graded = iter(graders.graded(grader, run, unlabelled, model.model))
+    correct = [int(next(graded) if row["correct"] is None else row["correct"]) for row in rows]
     refit = readouts.Refit([(a.confidence, label) for a, label in zip(found, correct, strict=True)])
     slope, offset = refit.slope_and_offset
     entry = {"key": run.stages()[setup.needed(config)]["key"], "pairs": refit.pairs}
     run.write(setup.FITS, before | {name: before.get(name, {}) | {config.readout: entry}})
-    print(f"fit {name!r} of --readout {config.readout}, on {len(rows)} questions with an accuracy of "
-          f"{sum(correct) / len(rows):.0%}: P(correct) = σ({slope:.2f} · log-odds + {offset:.2f})")
+    there = sum(a.confidence is not None for a in found)
+    print(f"fit {name!r} of --readout {config.readout}, on {there} confidences in {len(rows)} answers with an accuracy "
+          f"of {sum(correct) / len(rows):.0%}: P(correct) = σ({slope:.2f} · log-odds + {offset:.2f})")
+    notes = [f"{there} labels say little: fifty are better"] * (there < readouts.FEW)
+    notes += ["answers without `correct` were graded by exact match"] * (grader is not config and bool(unlabelled))
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _answers(model, asked):
     """Of rows and where they stand, with an answer or without one. -> list of Answer"""
     for where, row in asked:
-        if row.get("answer") is not None:
-            with models.refused(where):
+        with models.refused(where):
+            setup.askable(model.config, model.model, [row["question"]])
+            if row.get("answer") is not None:
                 setup.check_answer(model.config, model.model, row["answer"])
+    rows = [SimpleNamespace(id=f"in {where}", question=row["question"]) for where, row in asked]
+    setup.check_lengths(model.config, model.model, model.prompt, rows)
     return model.judge_all([row["question"] for _, row in asked], [row.get("answer") for _, row in asked])
 
 

@@ -51,10 +51,11 @@ def strict(value):
 
 
 def parsed(text, where):
-    """JSON. Raises ValueError that begins with `where`, also for half a character, as "\\ud800"."""
+    """JSON. Raises ValueError that begins with `where`, also for half a character, as "\\ud800", and for NaN."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        strict(value)  # which goes deep
         return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from None

@@ -123,6 +123,14 @@ class Run:
         earlier = STAGES[: STAGES.index(stage)]
         self.write("stages.json", {name: entry for name, entry in self.stages().items() if name in earlier})
 
+    def keep(self, config, given):
+        """Where nothing is left to do: keep, for `ask`, what was given of the settings that change no result."""
+        old = self.begun_with()
+        free = [f.name for f in fields(config) if not f.metadata["stage"]]
+        new = old | {name: given[name] for name in free if name in given} if old else asdict(config)
+        if new != old:
+            self.write("config.json", {"format": FORMAT} | new)
+
     def write_config(self, config):
         self.write("config.json", {"format": FORMAT} | asdict(config))
 

@@ -21,7 +21,7 @@ def prepare(config, run, todo):
     questions, tried = setup.load_questions(config) if "sample" in todo else [], {}
     asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
     if config.labels and "calibrate" in todo:
-        graders.labels(config, [q.id for q in asked])
+        graders.labels(config, {q.id: getattr(q, "answer", None) for q in asked})
     progress.expect(config, run, todo, [part for part, _ in questions] or [q.part for q in asked])
     model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it
     setup.check_lengths(config, model, prompt, asked)

@@ -27,11 +27,13 @@ def load_questions(config):
         others = {"unseen families": unseen}
     else:
         known, others = data.load(config.dataset), {}
-        asked = {q.question for q in known}
+        asked, taken = {q.words for q in known}, {q.id for q in known}
         for name in filter(None, names(config.ood)):
-            found = [q for q in data.load(name, held_out=True) if q.question not in asked]
+            found = [q for q in data.load(name, held_out=True) if q.words not in asked]
             if not found:
                 raise ValueError(f"--ood {name}: all of its questions are in --dataset too")
+            found = [replace(q, id=f"{name}: {q.id}") if q.id in taken else q for q in found]
+            taken |= {q.id for q in found}
             others[f"unseen {name}" if name in sizes else name] = found  # a file called "test" is not the part
     if len(known) < sum(sizes.values()):
         share = len(known) / sum(sizes.values())
@@ -137,9 +139,13 @@ def usable_run(folder, settings):
             raise ValueError(f"no {option(name)} here: the settings are those of the run in {folder}")
     config = replace(own, **settings)
     check(config)
-    if not run.finished(stage := needed(config)) or not run.stages()[stage]["key"].startswith(model_key(stage, own)):
+
+    def made(stage):
+        return run.finished(stage) and run.stages()[stage]["key"].startswith(model_key(stage, own))
+
+    if not made(stage := needed(config)):
         what = {"train": "adapter", "calibrate": "calibrated samples"}[stage]
-        hint = ", or add --readout sequence" if stage == "train" and "readout" not in settings else ""
+        hint = ", or add --readout sequence" if "readout" not in settings and made("calibrate") else ""
         raise ValueError(f"{folder} holds no {what} for its settings and the model {own.model}, as it is found from "
                          f"here: make it with `{again(own, run, stage)}`{hint}")  # fmt: skip
     known = run.stages()[stage].get("embedder")  # its digest
@@ -182,7 +188,9 @@ FITS = "fits.json"  # of `recalibrate`, {name: {readout: {"key": of the stage th
 
 def fits(run):
     found = run.read(FITS) if run.path(FITS).exists() else {}
-    if not isinstance(found, dict) or not all(isinstance(of, dict) for of in found.values()):
+    by_readout = found.values() if isinstance(found, dict) else [None]
+    every = [fit for of in by_readout for fit in (of.values() if isinstance(of, dict) else [None])]
+    if not all(isinstance(fit, dict) and fit.keys() >= {"key", "pairs"} for fit in every):
         raise ValueError(f"{run.path(FITS)} is damaged: delete it, and recalibrate again")
     return found
 

@@ -1,7 +1,10 @@
 """What cannot be used gets one sentence, exit code 2, and nothing half-written; what can be used runs to the end."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import calunc
 import data
 import entropy
 import lm as language
-from infra import models, parallel
+from infra import cli, models, parallel
 from infra.cli import parse
 from infra.files import names
 from infra.folder import Run
@@ -86,7 +89,7 @@ WRONG = {  # flags of a run -> what is said
     "--dataset {tmp}/array.jsonl": "array.jsonl, line 1: not JSON",
     **{f"--dataset {{tmp}}/{name}.jsonl": f"{name}.jsonl is not UTF-8 text" for name in ("binary", "latin1")},
     **{f"--dataset {{tmp}}/{name}.jsonl": f"{name}.jsonl, line 31: {said}" for said, names in (
-        ("not JSON", "malformed surrogate deep huge_number two_rows"), ("not an object", "list number null nan"),
+        ("not JSON", "malformed surrogate deep huge_number two_rows nan"), ("not an object", "list number null"),
         (QUESTION, "no_question question_7 empty_question blank_question"), ("the id 'q0' occurs twice", "same_id"),
         (ANSWERS, "no_answers answers_text answers_empty answer_empty answers_7"),
     ) for name in names.split()},
@@ -170,6 +173,10 @@ TWO = "predict --in {tmp}/two.jsonl"
     ("recalibrate --run {run} --fit x", "recalibrate needs --labels"),
     ("recalibrate --run {run} --labels {tmp}/two.jsonl", "none of the 2 labelled questions has a confidence to fit"),
     ("recalibrate --run {run} --fit x --labels {tmp}/none.jsonl", "no file {tmp}/none.jsonl"),
+    ("recalibrate --run {run} --fit x --labels {tmp}/again.jsonl", "again.jsonl, line 2: this question, with this"),
+    ("recalibrate --run {run} --fit x --labels {tmp}/blank.jsonl", "blank.jsonl, line 1: needs `answers`, a list of"),
+    ("predict --in {tmp}/nan.jsonl --out {tmp}/o --run {run}", "nan.jsonl, line 31: not JSON (Out of range"),
+    ("predict --in {tmp}/long.jsonl --out {tmp}/o --run {run}", "long.jsonl, line 2: a prompt of"),
     ("recalibrate --run {run} --fit x --labels {tmp}/no_answers.jsonl", "line 31: needs `answers`, a list of accepted"),
     ("recalibrate --run {run} --fit x --labels {tmp}/answers_7.jsonl", "line 31: needs `answers`, a list of accepted"),
 ])  # fmt: skip
@@ -177,6 +184,9 @@ def test_a_question_that_cannot_be_asked(argv, message, files, finished, capsys,
     """Which is found before the model is asked, but for what its check samples."""
     monkeypatch.setattr(models, "check", lambda *_: None)
     monkeypatch.setattr(language, "pick", lambda *_: pytest.fail("the model was asked"))
+    write(files / "again.jsonl", [{"question": "who  is", "correct": 1}, {"question": "who is ", "correct": 0}])
+    write(files / "blank.jsonl", [{"question": "who", "answers": [" "]}])
+    write(files / "long.jsonl", [{"question": "who"}, {"question": "why" * 5000}])
     before = stamps(files)
     assert calunc.main(argv.replace("{tmp}", str(files)).replace("{run}", str(finished)).split()) == 2
     assert message.replace("{tmp}", str(files)) in one_sentence(capsys.readouterr())
@@ -208,6 +218,30 @@ def test_an_answer_that_cannot_be_judged(answer, message, command, finished, tmp
     sentence = one_sentence(capsys.readouterr())
     assert sentence.startswith(f"{source}, line 2: ") and message in sentence
     assert not (tmp_path / "out.jsonl").exists() and stamps(finished) == before
+
+
+@pytest.mark.parametrize("flag", ["--fit", "--run"])
+def test_an_empty_argument_is_refused(flag, finished, capsys):
+    """As that of a variable which the shell does not know."""
+    assert calunc.main(["ask", "why", "--run", str(finished), flag, ""]) == 2
+    assert one_sentence(capsys.readouterr()) == f"{flag} is empty"
+    assert calunc.main(["ask", " ", "--run", str(finished)]) == 2
+
+
+def test_a_terminal_without_greek_letters(copy, tmp_path):
+    """It gets them in another form, and the stage is finished."""
+    argv = [sys.executable, calunc.__file__, "recalibrate", "--run", str(copy), "--readout", "sequence", "--labels"]
+    argv += [str(write(tmp_path / "labels.jsonl", [{"question": f"who is {x}", "correct": 0} for x in "abc"]))]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    assert done.returncode == 0 and b"P(correct) = \\u03c3(" in done.stdout and b"3 labels say little" in done.stdout
+
+
+def test_what_ctrl_c_says(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    for argv, said in ((["predict", "--out", "x"], "nothing was written"), (["train"], "what is finished is kept")):
+        assert cli.in_one_sentence(main)(argv) == 130 and said in capsys.readouterr().err
 
 
 def test_a_readout_needs_its_stage(call, tmp_path, capsys):
@@ -372,6 +406,16 @@ def test_names_with_commas_and_blanks(file, usable, call, gpt2, tmp_path, monkey
     assert call("other", "--ood", f" ./{file}", "--ood-questions", "2", command="sample", model=gpt2) == 0
     assert {r["part"] for r in rows(tmp_path / "other" / "samples.jsonl")} == {"platt", "train", "test", file}
     assert parse(["--model", "a/model", "--embedder", "a/b,c"])[1].model == "a/model"
+
+
+def test_a_folder_of_a_built_in_name_is_not_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("toy", "self", "gsm8k"):
+        (tmp_path / name).mkdir()
+    _, config = parse(["--model", "./toy", "--embedder", "./self", "--dataset", "./gsm8k,facts"])
+    assert (config.model, config.embedder, config.dataset) == ("./toy", "./self", "./gsm8k,facts")
+    _, config = parse(["--model", "toy/", "--embedder", "self"])
+    assert (config.model, config.embedder) == ("toy/", "self")
 
 
 def test_what_went_wrong_in_training():

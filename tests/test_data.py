@@ -368,6 +368,13 @@ def test_a_question_has_one_id_and_is_asked_once(tmp_path, write):
     assert found[1].answers == (*GOOD["answers"], "a", "b") and found[1].source == f"{tmp_path}/a/mine.jsonl"
 
 
+def test_what_prompts_write_alike_is_one_question(tmp_path, write):
+    """Lines are joined there, so that blanks must not bring a question of training into the test."""
+    write({"question": "what is\nit", "answers": ["a"]}, {"question": "what  is it", "answers": ["b"]}, name="x.jsonl")
+    (found,) = data.load(f"{tmp_path}/x.jsonl")
+    assert found.answers == ("a", "b")
+
+
 @pytest.mark.parametrize("name, message", [
     ("trivia-qa", "did you mean 'trivia_qa'"), ("fact", "did you mean 'facts'"), ("gsm8", "did you mean 'gsm8k'"),
     ("facts,scig", "'scig'; did you mean 'sciq'"), ("zzzzzz", "choose from .*nq_open"), ("", "choose from"),

@@ -129,10 +129,21 @@ def test_a_run_with_labels(copy, call, tmp_path, capsys):
     assert {t["id"]: t["correct"] for t in found} == labels and not any(t["exact"] for t in found)
     assert json.loads((copy / "report.json").read_text())["agree"] == 5 / 8 and capsys.readouterr()
     assert call(copy, *flags) == 0 and capsys.readouterr().out.count("done before") == len(STAGES)
-    write(path, [{"id": i, "correct": True} for i in labels])
+    write(path, [{"id": i, "correct": True, "answer": None} for i in labels])
     assert call(copy, *flags, command="calibrate") == 0 and {t["correct"] for t in rows(copy / "targets.jsonl")} == {1}
     said = capsys.readouterr().out
     assert "sample: done before" in said and "calibrate: done again, because a model or a file changed" in said
+
+
+def test_labels_of_other_answers_are_refused(copy, call, tmp_path, capsys):
+    """Also where the answers are new because a setting is."""
+    found = [{"id": s["id"], "answer": s["answer"], "correct": 1} for s in rows(copy / "samples.jsonl")]
+    path = write(tmp_path / "labels.jsonl", found)
+    assert call(copy, "--grader", "file", "--labels", str(path), command="calibrate") == 0
+    assert {t["correct"] for t in rows(copy / "targets.jsonl")} == {1} and capsys.readouterr()
+    flags = ["--grader", "file", "--labels", str(path), "--answer-tokens", "1"]
+    assert call(copy, *flags, command="calibrate") == 2
+    assert f"{path}, line 1: labels the answer" in one_sentence(capsys.readouterr()).splitlines()[-1]
 
 
 ONE, OTHER = '{"id": "q0", "correct": 1}\n', '{"id": "q1", "correct": '

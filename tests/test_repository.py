@@ -73,7 +73,7 @@ def test_the_root_is_eleven_short_modules():
     assert not {name: lines for name, lines in found.items() if lines > LINES[name]}
 
 
-@pytest.mark.parametrize("limit, folders", [(2300, ["."]), (5700, [".", *PACKAGES]), (9100, ["tests", "tests/slow"])])
+@pytest.mark.parametrize("limit, folders", [(2300, ["."]), (5700, [".", *PACKAGES]), (9150, ["tests", "tests/slow"])])
 def test_all_of_it_is_short(limit, folders):
     assert count(path for folder in folders for path in (ROOT / folder).glob("*.py")) <= limit
 
