@@ -36,8 +36,8 @@ class Question:
 
     @property
     def words(self):
-        """The question as prompts have it: on one line."""
-        return " ".join(self.question.split())
+        """The question as few-shot prompts have it, where the end of a line ends a turn."""
+        return " ".join(self.question.splitlines())
 
 
 # ---- where questions come from ----------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def labels(config, said):
             raise ValueError(f"{where}: needs an `id` of its own and `correct`, 0 or 1")
         found[str(row["id"])] = int(row["correct"])
         own, labelled = said.get(str(row["id"])), row.get("answer")
-        if None not in (own, labelled) and own != labelled:
+        if None not in (own, labelled) and own != str(labelled).strip():
             raise ValueError(f"{where}: labels the answer {labelled!r}, and this run answered {own!r}")
     missing = [i for i in said if i not in found]
     if missing:

@@ -68,9 +68,8 @@ def log_probabilities(lm, prompt, questions, answers):
     every, prompts = [written(lm, lm.plain(text)) for text in answers], [prompt.first_turn(q) for q in questions]
     with torch.no_grad(), adapter(lm, False):
         logp, _ = lm.engine(max(len(x) for way in every for x in way)).completion_logprobs(lm, prompts, every)
-    nats = [of.tolist() for of in logp.sum(1).split([len(way) for way in every])]
-    best = [max(range(len(of)), key=of.__getitem__) for of in nats]
-    return [(len(way[i]), of[i]) for way, of, i in zip(every, nats, best, strict=True)]
+    each = zip(every, logp.sum(1).split([len(ways) for ways in every]), strict=True)
+    return [(len(ways[i := int(nats.argmax())]), float(nats[i])) for ways, nats in each]
 
 
 def written(lm, text):

@@ -33,7 +33,7 @@ DISTANCES = {"mean_absolute_difference": "mean absolute difference", "spearman":
 CEILINGS = {"target": "teacher", "truth": "known probability"}
 TRAINED = {"trained": "stated", "expected": "expected"}
 BEFORE = ("sample", "calibrate")  # the stages that the arms of a seed share
-PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of it and the sequence probability",
+PROBES = {"probe": "Probe of the hidden state", "probe, told": "Probe of state and sequence probability",
           "family, told": "Sequence probability and family, Platt"}  # fmt: skip
 LOW_IS_GOOD = {"ece", "brier", "ece_within"}
 COSTS = {  # like the samples, or like the answer alone; all others are in the report of the run
@@ -290,7 +290,7 @@ def brief(name, table, found):
         of_test = [[test[one]["mean"][m] for one in of] for m in ("ece", "brier", "auroc")]
         cells[title] = [", ".join(f"{x:.3f}" for x in values) for values in (*of_test, *far)]
         cells[title].append(", ".join(f"{test[one]['tokens']:.0f}" for one in of))
-    heads = ["stated, expected", "ECE", "Brier", "AUROC", "Brier, unseen", "AUROC, unseen", "tokens"]
+    heads = ["two numbers: stated, expected", "ECE", "Brier", "AUROC", "Brier, unseen", "AUROC, unseen", "tokens"]
     return "\n".join([*lines(heads, cells), "", f"{_seeds(table)}: [{name}]({name}/report.md)."])
 
 

@@ -80,7 +80,7 @@ def parse(argv, about=None):
 def spelled(word):
     """One spelling of a path that is there; ./toy stays, since toy is the built-in world."""
     path = os.path.normpath(word)
-    return path if os.path.exists(word) and path not in ("toy", "self", "facts", *HUB) else word
+    return path if os.path.exists(word) and path.partition(":")[0] not in ("toy", "self", "facts", *HUB) else word
 
 
 def check_arguments(args):
@@ -103,16 +103,15 @@ def check_arguments(args):
 
 def start(about):
     """Read the flags before torch is imported, which takes seconds: --help should not. Ctrl-C ends the call at once."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(_stopped(sys.argv)))
-    parse(sys.argv[1:], about)
+    args, _ = parse(sys.argv[1:], about)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_stopped(args.command)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not first():
         os.environ["TQDM_DISABLE"] = "1"  # which is read on import
 
 
-def _stopped(argv):
-    kept = "what is finished is kept, and the same command goes on from there"
-    kept = "nothing was written" if USES.keys() & {*argv} else kept
+def _stopped(command):
+    kept = "no result was written" if command in USES else "what is finished is kept, and the same command goes on"
     print(f"stopped: {kept}", file=sys.stderr, flush=True)
     return 130  # as shells have it: 128 + SIGINT
 
@@ -130,7 +129,7 @@ def in_one_sentence(main):
             main(argv)
             return 0
         except KeyboardInterrupt:
-            return _stopped(argv)
+            return _stopped(parse(argv)[0].command)
         except (ValueError, OSError) as error:
             sentence = str(error)
         except (MemoryError, RuntimeError) as error:

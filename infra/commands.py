@@ -55,7 +55,8 @@ def recalibrate(args):
         listed = isinstance(accepted, list) and accepted and all(isinstance(a, str) and a.strip() for a in accepted)
         if label not in (0, 1) and (label is not None or not listed):
             raise ValueError(f"{where}: needs `answers`, a list of accepted ones, or `correct`, 0 or 1")
-        if (one := (" ".join(row["question"].split()), str(row.get("answer")))) in seen:  # labels must be independent
+        one = row["question"].strip(), row["answer"].strip() if isinstance(row.get("answer"), str) else None
+        if one in seen:  # labels must be independent
             raise ValueError(f"{where}: this question, with this answer, was there before")
         seen.add(one)
     model = CalibratedLM(args.run, **args.given)
@@ -89,8 +90,8 @@ def _answers(model, asked):
             setup.askable(model.config, model.model, [row["question"]])
             if row.get("answer") is not None:
                 setup.check_answer(model.config, model.model, row["answer"])
-    rows = [SimpleNamespace(id=f"in {where}", question=row["question"]) for where, row in asked]
-    setup.check_lengths(model.config, model.model, model.prompt, rows)
+    rows = [SimpleNamespace(id=f"in {where}", question=row["question"].strip()) for where, row in asked]
+    setup.check_lengths(model.config, model.model, model.prompt, rows, model.config.readout in readouts.TRAINED)
     return model.judge_all([row["question"] for _, row in asked], [row.get("answer") for _, row in asked])
 
 

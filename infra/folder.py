@@ -124,10 +124,9 @@ class Run:
         self.write("stages.json", {name: entry for name, entry in self.stages().items() if name in earlier})
 
     def keep(self, config, given):
-        """Where nothing is left to do: keep, for `ask`, what was given of the settings that change no result."""
+        """Where nothing is left to do: keep the settings if they were lost, and a --readout that was given."""
         old = self.begun_with()
-        free = [f.name for f in fields(config) if not f.metadata["stage"]]
-        new = old | {name: given[name] for name in free if name in given} if old else asdict(config)
+        new = old | {"readout": given.get("readout", old["readout"])} if old else asdict(config)
         if new != old:
             self.write("config.json", {"format": FORMAT} | new)
 

@@ -21,6 +21,8 @@ def prepare(config, run, todo):
     questions, tried = setup.load_questions(config) if "sample" in todo else [], {}
     asked = [q for _, q in questions] or [SimpleNamespace(**row) for row in run.read("samples.jsonl")]
     if config.labels and "calibrate" in todo:
+        if len({q.id for q in asked}) < len(asked):  # in a run that an earlier version began
+            raise ValueError("two questions of this run have one id, so that labels cannot tell them apart")
         graders.labels(config, {q.id: getattr(q, "answer", None) for q in asked})
     progress.expect(config, run, todo, [part for part, _ in questions] or [q.part for q in asked])
     model, prompt = setup.load_model(config, run)  # and, in a new run of the toy world, train it

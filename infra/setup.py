@@ -47,8 +47,8 @@ def load_questions(config):
     return [(part, q) for part, questions in parts.items() for q in questions]
 
 
-def check_lengths(config, model, prompt, questions):
-    """Raises ValueError for a question that does not fit into the model's context with all that comes after it."""
+def check_lengths(config, model, prompt, questions, confidence=True):
+    """Raises ValueError for a question that does not fit into the model's context with its answer and confidence."""
     (context, turn), first = prompt.second_turn("", "", "", 1), prompt.first_turn("")
     end = min(lm.stop_ids(model, ""), default=0)  # some models have none
     forced = [len(prompt.forced(end, label)) for label in ("Answer:", prompt.statement.label)]  # at most
@@ -56,13 +56,14 @@ def check_lengths(config, model, prompt, questions):
     second = len(context) + len(turn) - len(first) + answer + prompt.reflection + forced[1] + rl.NUMBER_TOKENS
     for q in questions:
         with models.refused(f"question {q.id}"):
-            lm.check_context(model, [prompt.first_turn(q.question)], max(answer, second))
+            lm.check_context(model, [prompt.first_turn(q.question)], max(answer, second * confidence))
 
 
 def askable(config, model, questions):
     """Questions without blanks around them. Raises ValueError for one that the toy model has no words for."""
-    questions, words = [q.strip() for q in questions], model.tokenizer.get_vocab()
-    for q in questions if config.model == "toy" else ():
+    questions = [q.strip() for q in questions]
+    words = model.tokenizer.get_vocab() if config.model == "toy" else ()
+    for q in questions if words else ():
         family, _, name = q.partition(" of ")
         if family not in toy.FAMILIES or not name.istitle() or f" {name}" not in words:
             raise ValueError(f"the toy model knows the {', '.join(toy.FAMILIES)} of its own invented names, not {q!r}")
@@ -167,7 +168,7 @@ def check_answer(config, model, text):
         raise ValueError(f"an answer must be a text of one line, and not {text!r}")
     if config.model == "toy" and f" {text.strip()}" not in model.tokenizer.get_vocab():
         raise ValueError(f"the toy model has no word {text!r}")
-    if (n := len(model.proceed(f" {text.strip()}"))) >= config.answer_tokens:
+    if (n := min(map(len, readouts.written(model, model.plain(text.strip())))) - 1) >= config.answer_tokens:
         raise ValueError(f"the answer has {n} tokens and the end of its line, more than the --answer-tokens "
                          f"{config.answer_tokens} of the run")  # fmt: skip
     return text.strip()
@@ -188,9 +189,7 @@ FITS = "fits.json"  # of `recalibrate`, {name: {readout: {"key": of the stage th
 
 def fits(run):
     found = run.read(FITS) if run.path(FITS).exists() else {}
-    by_readout = found.values() if isinstance(found, dict) else [None]
-    every = [fit for of in by_readout for fit in (of.values() if isinstance(of, dict) else [None])]
-    if not all(isinstance(fit, dict) and fit.keys() >= {"key", "pairs"} for fit in every):
+    if not isinstance(found, dict) or not all(isinstance(of, dict) for of in found.values()):
         raise ValueError(f"{run.path(FITS)} is damaged: delete it, and recalibrate again")
     return found
 
@@ -202,9 +201,12 @@ def fit_of(config, run, name):
         there = ", ".join(f"{name} ({', '.join(of)})" for name, of in fits(run).items()) or "none"
         raise ValueError(f"{run.folder} has no fit {name!r} of --readout {config.readout}; `recalibrate` makes it. "
                          f"There is: {there}")  # fmt: skip
-    if found["key"] != run.stages()[needed(config)]["key"]:
+    with models.refused(f"{run.path(FITS)} is damaged: delete it, and recalibrate again"):
+        key, refit = found["key"], readouts.Refit(found["pairs"])
+        refit.slope_and_offset  # noqa: B018, is there one?
+    if key != run.stages()[needed(config)]["key"]:
         raise ValueError(f"the fit {name!r} is of what {run.folder} held before: recalibrate under another name")
-    return readouts.Refit(found["pairs"])
+    return refit
 
 
 def again(config, run, stage=""):

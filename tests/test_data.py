@@ -369,10 +369,10 @@ def test_a_question_has_one_id_and_is_asked_once(tmp_path, write):
 
 
 def test_what_prompts_write_alike_is_one_question(tmp_path, write):
-    """Lines are joined there, so that blanks must not bring a question of training into the test."""
-    write({"question": "what is\nit", "answers": ["a"]}, {"question": "what  is it", "answers": ["b"]}, name="x.jsonl")
-    (found,) = data.load(f"{tmp_path}/x.jsonl")
-    assert found.answers == ("a", "b")
+    """Few-shot prompts join lines: no line end brings a question of training into the test. Blanks may matter."""
+    questions = {"a": "what is\nit", "b": "what is it", "c": "what  is it"}
+    write(*({"question": q, "answers": [a]} for a, q in questions.items()), name="x.jsonl")
+    assert [q.answers for q in data.load(f"{tmp_path}/x.jsonl")] == [("a", "b"), ("c",)]
 
 
 @pytest.mark.parametrize("name, message", [

@@ -271,7 +271,8 @@ def test_recalibration_makes_other_confidences_right(readout, small_run, tmp_pat
     (run / "stages.json").write_text(json.dumps(stages))
     assert calunc.main(["ask", asked[0], *where]) == 2
     assert "the fit 'odd' is of what" in capsys.readouterr().err
-    for damaged in ("[]", '{"odd": 7}', "{", '{"x": {"sequence": 7}}', '{"x": {"sequence": {"pairs": []}}}'):
+    for damaged in ("[]", '{"odd": 7}', "{", json.dumps({"odd": {readout: 7}}),
+                    json.dumps({"odd": {readout: {"key": "x", "pairs": [["a", 1]]}}})):  # fmt: skip
         (run / "fits.json").write_text(damaged)
         assert calunc.main(["ask", asked[0], *where]) == 2 and "damaged" in one_sentence(capsys.readouterr())
 

@@ -102,7 +102,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(sign, start, whole, tmp_path)
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGINT)
     assert ended(process) == 130
-    assert said.read_text().endswith("stopped: what is finished is kept, and the same command goes on from there\n")
+    assert said.read_text().endswith("stopped: what is finished is kept, and the same command goes on\n")
     assert ended(start(out, said)) == 0
     assert_equal(out, whole[0])
 
