@@ -133,14 +133,18 @@ SMOLLM2_TOLD_ARMS = {
     # above the exact gradient's, not told; ties in AUROC with the exact gradient, told, on test questions and unseen
     # sets; a mean ECE above 0.07
     BRIER: "--reward brier",
-}
-SMOLLM2_CONTROLS = {
+    # the rest, added after their seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, expected: the Brier
+    # reward, told, has an AUROC 0.02 to 0.05 above not told, ties with the exact gradient, told, and a mean ECE above
+    # 0.07; the paper's reward by rollouts ties in AUROC with its exact gradient, told and not, and so does supervision,
+    # not told
+    f"{BRIER}, told": f"{TELL} --reward brier",
     f"{PAPER}, told": TELL,
     PAPER: "",
-    f"{BRIER}, told": f"{TELL} --reward brier",
+    "supervised on the target": SUPERVISED,
+}
+SMOLLM2_CONTROLS = {
     # predicted: as good as its rollouts, an AUROC of 0.84 to 0.87 expected, so that the label is what matters
     "exact gradient, Brier reward": "--gradient exact --reward brier",
-    "supervised on the target": SUPERVISED,
     "a better teacher, told": TELL_EXACT,
     "told, and nothing else": TELL_EXACT,
     "shuffled targets, told": TELL_EXACT,
