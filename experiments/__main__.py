@@ -114,11 +114,11 @@ def main():
     with ThreadPoolExecutor(args.jobs) as pool:
         bases = {seed: root / f"samples-{seed}" for seed in seeds}
         if table.folds:
-            first = root / f"samples-{table.seeds[0]}"
-            calunc(first, "sample", f"{table.flags} --seed {table.seeds[0]}", cores())
-            for shift, seed in enumerate(table.seeds):
+            first = root / "samples-1"
+            calunc(first, "sample", f"{table.flags} --seed 1", cores())
+            for seed in table.seeds:
                 _, config = parse(shlex.split(f"{table.flags} --seed {seed}"))
-                folds.make(first, root / f"samples-{seed}", config, shift)
+                folds.make(first, root / f"samples-{seed}", config)
         made = {s: pool.submit(calunc, b, "calibrate", f"{table.flags} --seed {s}", threads) for s, b in bases.items()}
         for future in made.values():
             future.result()

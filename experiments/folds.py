@@ -1,7 +1,7 @@
 """The seeds of a table on one sample of questions, each with a test part of its own, as in cross-validation.
 
 Seed s takes as its test part the s-th piece from the end of the questions that are not unseen; Platt's own part and the
-training part follow it around. Sampling is dear and the same for all: the samples of the first seed are those of all.
+training part follow it around. Sampling is dear and the same for all: the samples of seed 1 are those of all.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ def turned(rows, shift):
     return found + [row for row in rows if row["part"] not in KNOWN]
 
 
-def make(first, folder, config, shift):
+def make(first, folder, config):
     """The run folder of another seed, with its `sample` stage done."""
     source, run = Run(first), Run(folder)
     if run.done("sample", config):
@@ -28,5 +28,5 @@ def make(first, folder, config, shift):
     run.start("sample", config)
     run.write("environment.json", source.read("environment.json"))
     with run.stage("sample", config) as cost:
-        run.write("samples.jsonl", turned(source.read("samples.jsonl"), shift))
+        run.write("samples.jsonl", turned(source.read("samples.jsonl"), config.seed - 1))
         cost["tokens"] = 0

@@ -72,16 +72,16 @@ def test_a_primary_comparison_has_the_interval_and_p_of_its_resamples():
 def test_folds_have_test_parts_without_a_question_in_common(tmp_path):
     sizes = {"platt": 2, "train": 7, "test": 3, "unseen": 2}
     rows = [{"part": part, "id": f"{part}{i}"} for part, n in sizes.items() for i in range(n)]
-    folders = [tmp_path / str(seed) for seed in range(3)]
-    for shift, folder in enumerate(folders):
-        run, config = Run(folder), Config(seed=shift)
-        if not shift:
+    folders = [tmp_path / str(seed) for seed in (1, 2, 3)]
+    for seed, folder in enumerate(folders, 1):
+        run, config = Run(folder), Config(seed=seed)
+        if seed == 1:
             run.start("sample", config)
             run.write("environment.json", {})
             with run.stage("sample", config):
                 run.write("samples.jsonl", rows)
-        folds.make(folders[0], folder, config, shift)
-        assert run.done("sample", config) and not run.done("sample", Config(seed=shift + 1))
+        folds.make(folders[0], folder, config)
+        assert run.done("sample", config) and not run.done("sample", Config(seed=seed + 1))
     found = [Run(folder).read("samples.jsonl") for folder in folders]
     assert found[0] == rows
     for of in found:
