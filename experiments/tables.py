@@ -273,7 +273,7 @@ def summary(name, table, found):
         far = primary.over_unseen(found)
         of_all = {title: [f"{x:.3f}" for x in far[of[-1]].values()] for title, of in rows.items()}
         out += ["", *lines(["never trained on: expected", *primary.UNSEEN], of_all)]
-    else:
+    elif unseen:
         head = {f"{SHOWN[m]}, {part}": (part, m) for part in unseen for m in ("ece", "auroc")}
         out += ["", *shown("never trained on: expected", head, slice(1, 2))]
     sizes = "; ".join(f"{part}: {of['n']}, {np.mean(of['accuracy']):.2f}" for part, of in found.items())
@@ -353,7 +353,8 @@ def write(name, table, root, results):
     pictures.differences(differences, other, target / "differences.png")
     pictures.tokens(next(iter(found.values()))["rows"], target / "tokens.png")
     fill(results.parent / "docs" / "experiments.md", f"results:{name}", summary(name, table, found))
-    fill(results / "README.md", f"brief:{name}", brief(name, table, found))
+    if len(found) > 1:  # it has columns of unseen sets
+        fill(results / "README.md", f"brief:{name}", brief(name, table, found))
     print(f"wrote {target}")
 
 
