@@ -177,9 +177,9 @@ TABLES = {
     ),
     "smollm2-rollouts": Table(
         "Two rewards by rollouts, told and not told, with SmolLM2-135M and real questions",
-        "The questions of the second and third seed of smollm2-told, sampled again, and without unseen "
-        "sets, and as many updates on as many questions. The first seed is in smollm2-controls.",
-        ROLLOUTS, SEEDS[1:3], (PAPER, BRIER), f"{MODEL} {KNOWN} {ALONE_24} {HALVES}", folds=True,
+        "The second seed of smollm2-told: its questions, sampled again and without unseen sets, and as many updates on "
+        "as many questions. The first seed is in smollm2-controls.",
+        ROLLOUTS, (2,), (PAPER, BRIER, f"{PAPER}, told"), f"{MODEL} {KNOWN} {ALONE_24} {HALVES}", folds=True,
     ),
     "toy-reflection": Table(
         "What a reflection is good for, on five toy worlds", "All arms have the same questions, samples and steps.",
