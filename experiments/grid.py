@@ -132,9 +132,9 @@ SMOLLM2_TOLD_ARMS = {
     BRIER: "--reward brier",
 }
 ROLLOUTS = {
-    # added after seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, expected: told, the Brier reward has
-    # an AUROC 0.02 to 0.05 above not told, ties with the exact gradient, told, of smollm2-told, and has a mean ECE
-    # above 0.07; the paper's reward ties in AUROC with its exact gradient in smollm2-told, told and not
+    # added after seed 1 was seen in smollm2-controls. Predicted for seeds 2 and 3, of which 2 was run, expected: told,
+    # the Brier reward has an AUROC 0.02 to 0.05 above not told, ties with the exact gradient, told, of smollm2-told,
+    # and has a mean ECE above 0.07; the paper's reward ties in AUROC with its exact gradient there, told and not
     f"{PAPER}, told": TELL,
     PAPER: "",
     f"{BRIER}, told": f"{TELL} --reward brier",

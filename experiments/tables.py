@@ -323,7 +323,7 @@ def _verdict(name, difference, low, high):
 
 def write(name, table, root, results):
     """results/NAME: report.json and report.md, with the settings, the machine, and the seconds of every stage, and two
-    pictures; and the tables of this name in docs/experiments.md and results/README.md."""
+    pictures; and the tables of this name in docs/experiments.md and, with unseen sets, results/README.md."""
     (found, named), earned, course = collect(table, root), generalisation(table, root), curves(table, root)
     names = [f"samples-{s}" for s in table.seeds] + [f"{slug(arm)}-{s}" for arm in table.arms for s in table.seeds]
     stages = {name: Run(root / name).read("stages.json") for name in sorted(names)}
