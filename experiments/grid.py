@@ -100,9 +100,10 @@ GEOGRAPHY = ",".join(f"facts:{f}" for f in "capitals cities currencies continent
 UNSEEN = "facts:arithmetic,facts:elements,questions/webquestions.jsonl,questions/gsm8k_test.jsonl"
 KNOWN = f"--dataset {GEOGRAPHY},questions/triviaqa_train.jsonl"
 REAL = f"{KNOWN} --ood {UNSEEN}"
+ALONE_24 = "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 SMOLLM2 = (
     f"{MODEL} {REAL} --platt-questions 300 --train-questions 3600 --test-questions 1100 --ood-questions 400 "
-    "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
+    + ALONE_24
 )
 
 SMOLLM2_REFLECTING = (
@@ -111,7 +112,6 @@ SMOLLM2_REFLECTING = (
 )
 
 KINDS = "antonyms calendar categories definitions letters roman translation".split()
-ALONE_24 = "--questions 24 --rollouts 8 --every 5 --lr 1e-3 --reflection 0"
 WIDE = f"{REAL},{','.join(f'facts/unseen/{kind}.jsonl' for kind in KINDS)} {ALONE_24}"
 HALVES = "--platt-questions 300 --train-questions 2400 --test-questions 600 --warmup 60 --steps 60"
 SMOLLM2_TOLD = f"{MODEL} {WIDE} --ood-questions 100 {HALVES}"
@@ -138,7 +138,7 @@ ROLLOUTS = {
     f"{PAPER}, told": TELL,
     PAPER: "",
     f"{BRIER}, told": f"{TELL} --reward brier",
-    BRIER: "--reward brier",
+    BRIER: SMOLLM2_TOLD_ARMS[BRIER],
 }
 SMOLLM2_CONTROLS = {
     # predicted: as good as its rollouts, an AUROC of 0.84 to 0.87 expected, so that the label is what matters
